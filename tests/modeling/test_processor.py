@@ -1,0 +1,400 @@
+"""Text frontend, phoneme vocabulary, feature extractor and processor."""
+
+import base64
+import os
+import pickle
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import warnings
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from e2e_tts.modeling import text_frontend
+from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
+from e2e_tts.modeling.feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
+from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
+from e2e_tts.modeling.text_frontend import ENGLISH_PHONEMES, TextFrontend, build_phoneme_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "Dr. Smith paid $3.50 at 7:45 a.m. on March 3rd, 1998; about 35% of 1,200 zyxophones!",
+    'Wait - what?! "Never," she said (quietly) ... and left: \'tis over.',
+    "NASA, the USA and IBM's TVs: B2B, MP3, CDs, AT&T, R&D, Ph.D., e.g. www.example.com & a@b.org",
+    "In the 1990s, the '80s and the 2000s it was -5 °C; 2/3 of 3 1/2 cups, 24/7, €20, £1.5bn, ¥100, #7, x² = 4.",
+    "Björn's naïve café: O'Neil's rock 'n' roll, 007, 1234567890123, 5kg, 3D, 10–20 km/h, 21st, Henry VIII.",
+    "THIS HEADING SHOUTS\n\nthe next paragraph does not",
+    "I read it yesterday; I will read it tomorrow. The wind blows, wind the clock. Xqzt blorfing wug.",
+]
+
+
+@pytest.fixture(scope="module")
+def frontend() -> TextFrontend:
+    return TextFrontend()
+
+
+@pytest.fixture(scope="module")
+def processor() -> TextToSpeechProcessor:
+    return TextToSpeechProcessor.build()
+
+
+def noise(seconds: float, rate: int = 16000, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return (0.1 * generator.standard_normal(round(seconds * rate))).astype(np.float32)
+
+
+# ---- frontend
+
+
+def test_symbols_are_words_boundaries_and_punctuation(frontend):
+    assert frontend("Hello, world") == "h ɛ l ˈoʊ , | w ˈɚ l d ."
+    assert frontend("hello!! world?!") == "h ɛ l ˈoʊ ! | w ˈɚ l d ?"
+    assert frontend("“Hello” (world)—yes…") == "h ɛ l ˈoʊ | w ˈɚ l d , | j ˈɛ s ."
+    assert frontend("Hello,") == frontend("hello.")
+
+
+def test_output_stays_within_the_fixed_symbols(frontend):
+    known = set(frontend.symbols())
+    assert len(known) == len(frontend.symbols()) == 77
+    for sentence in SENTENCES:
+        symbols = frontend(sentence).split()
+        assert set(symbols) <= known
+        assert symbols[0] != "|" and symbols[-1] in (".", "?", "!")
+        assert not any(first == second == "|" for first, second in pairwise(symbols))
+
+
+def test_inventory_covers_lexicon_and_guesser():
+    gruut_lang_en = pytest.importorskip("gruut_lang_en")
+    pycrfsuite = pytest.importorskip("pycrfsuite")
+    folder = Path(gruut_lang_en.get_lang_dir())
+    connection = sqlite3.connect(folder / "lexicon.db")
+    found = {
+        phoneme for (line,) in connection.execute("SELECT phonemes FROM word_phonemes") for phoneme in line.split()
+    }
+    connection.close()
+    assert found == set(ENGLISH_PHONEMES)
+    tagger = pycrfsuite.Tagger()
+    tagger.open(str(folder / "g2p" / "model.crf"))
+    guessed = {part for label in tagger.labels() for part in base64.b64decode(label).decode().split("|")}
+    assert guessed - {"_"} <= set(ENGLISH_PHONEMES)
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("$5.30", "five dollars thirty cents"),
+        ("$5 million", "five million dollars"),
+        ("50%", "fifty percent"),
+        ("Mr. Smith vs. St. Peter", "mister smith versus saint peter"),
+        ("NASA and I", "nasa and I"),
+        ("1990s", "nineteen nineties"),
+        ("2/3", "two thirds"),
+        ("5kg", "five kilograms"),
+        ("20°C", "twenty degrees Celsius"),
+        ("He did NOT", "he did not"),
+        ("e.g. this", "for example this"),
+        ("007", "zero zero seven"),
+        ("café", "cafe"),
+        ("ｆｕｌｌ ｗｉｄｔｈ", "full width"),
+        ("hel\u00adlo\u200b world", "hello world"),
+        ("it’s", "it's"),
+        ("one\n\nTwo", "one. Two"),
+        ("example.com", "example dot com"),
+        ("v1.2.3", "v one dot two dot three"),
+        ("10th-century", "tenth century"),
+    ],
+)
+def test_written_forms(frontend, written, spoken):
+    assert frontend(written) == frontend(spoken)
+
+
+def test_initials_are_spelled(frontend):
+    assert frontend("USA") == frontend("U.S.A.") == "j ˈu | ˈɛ s | ˈeɪ ."
+    assert frontend("AT&T").startswith("ˈeɪ | t ˈi | ˈæ n d | t ˈi")
+
+
+def test_possessives_of_names(frontend):
+    assert frontend("O'Neil's").endswith("n ˈi l z .")
+    assert frontend("wugix's").endswith("ɪ z .") or frontend("wugix's").endswith("s .")
+
+
+def test_deterministic_and_uncached_equal(frontend):
+    first = [frontend(sentence) for sentence in SENTENCES]
+    text_frontend._english_symbols.cache_clear()
+    assert [frontend(sentence) for sentence in reversed(SENTENCES)] == first[::-1]
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_empty_text(frontend, text):
+    with pytest.raises(ValueError, match="empty"):
+        frontend(text)
+    with pytest.raises(ValueError, match="empty"):
+        TextFrontend("none")(text)
+
+
+@pytest.mark.parametrize("text", ["!!!", "- ' -", "Привет", "東京", "😀", "\u0301"])
+def test_nothing_to_speak(frontend, text):
+    with pytest.raises(ValueError, match="can be spoken"):
+        frontend(text)
+
+
+def test_left_out_words_are_reported_every_time(frontend):
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="東京, 😀"):
+            assert frontend("東京 tower 😀") == frontend("tower")
+
+
+def test_ordinary_text_does_not_warn(frontend):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sentence in SENTENCES:
+            frontend(sentence)
+
+
+def test_wrong_arguments(frontend):
+    with pytest.raises(TypeError, match="str"):
+        frontend(3)
+    with pytest.raises(ValueError, match="phonemes"):
+        TextFrontend("letters")
+    with pytest.raises(ValueError, match="'de'"):
+        TextFrontend(language="de")
+
+
+def test_missing_gruut_says_how_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gruut_lang_en", None)
+    text_frontend._english.cache_clear()
+    with pytest.raises(ImportError, match="pip install"):
+        TextFrontend()("an unseen sentence about missing packages")
+    text_frontend._english.cache_clear()
+
+
+def test_recognition_symbols(frontend):
+    assert frontend.recognition_symbols(frontend("Hello, my world!")) == "h ɛ l oʊ | m aɪ | w ɚ l d"
+    known = set(frontend.symbols())
+    for sentence in SENTENCES:
+        reduced = frontend.recognition_symbols(frontend(sentence)).split()
+        assert set(reduced) <= known and not set(reduced) & set(",.?!;:ˈˌ")
+        assert reduced[0] != "|" and reduced[-1] != "|"
+    assert TextFrontend("none").recognition_symbols("Well, don't!  Ça va — 東京。") == "well don't ça va 東京"
+
+
+# ---- vocabulary
+
+
+def test_tokenizer_ids(frontend, tmp_path):
+    tokenizer = build_phoneme_tokenizer()
+    assert isinstance(tokenizer, PreTrainedTokenizerFast) and len(tokenizer) == 79
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<pad>", "<unk>", "|"]
+    assert tokenizer.convert_ids_to_tokens(list(range(2, 79))) == frontend.symbols()
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for sentence in SENTENCES:
+        symbols = frontend(sentence)
+        ids = tokenizer(symbols)["input_ids"]
+        assert tokenizer.unk_token_id not in ids and len(ids) == len(symbols.split())
+        assert tokenizer.decode(ids) == symbols
+        assert again(symbols)["input_ids"] == ids
+
+
+# ---- feature extractor
+
+
+def test_lengths_and_values_are_exact():
+    extractor = TextToSpeechFeatureExtractor()
+    waveform = noise(0.5)[:7777]
+    features = extractor(waveform, sampling_rate=16000)["input_features"]
+    assert features.shape == (1, 2 * -(-7777 // 640), 80)
+    padded = torch.nn.functional.pad(torch.from_numpy(waveform), (0, 640 * 13 - 7777))
+    assert torch.equal(features, MelSpectrogram(MelSpec())(padded[None]))
+
+
+def test_batch_invariance():
+    extractor = TextToSpeechFeatureExtractor()
+    clips = [noise(0.5), noise(1.23, seed=1), noise(0.9, seed=2)]
+    batch = extractor(clips, sampling_rate=16000)
+    for index, clip in enumerate(clips):
+        alone = extractor(clip, sampling_rate=16000)["input_features"][0]
+        mask = batch["feature_mask"][index]
+        assert int(mask.sum()) == len(alone)
+        assert torch.equal(batch["input_features"][index, mask], alone)
+        assert not batch["input_features"][index, ~mask].any()
+
+
+def test_forms_of_one_clip_agree():
+    extractor = TextToSpeechFeatureExtractor()
+    clip = noise(0.5)
+    expected = extractor(clip, sampling_rate=16000)["input_features"]
+    for form in (torch.from_numpy(clip), clip.tolist(), np.stack([clip, clip]), np.stack([clip, clip], axis=1), [clip]):
+        assert torch.allclose(extractor(form, sampling_rate=16000)["input_features"], expected, atol=1e-5)
+    assert torch.allclose(extractor(np.stack([clip * 2, clip * 0]), 16000)["input_features"], expected, atol=1e-5)
+    pcm = np.round(clip * 32768).astype(np.int16)
+    assert torch.allclose(extractor(pcm, 16000)["input_features"], expected, atol=0.2)
+    assert isinstance(extractor(clip, 16000, return_tensors="np")["input_features"], np.ndarray)
+
+
+def test_resampling_keeps_duration_and_pitch():
+    extractor = TextToSpeechFeatureExtractor()
+    peaks = []
+    for rate in (8000, 16000, 22050, 44100):
+        tone = 0.3 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)
+        features = extractor(tone, sampling_rate=rate)["input_features"]
+        assert features.shape[1] == 50
+        peaks.append(int(features[0, 25].argmax()))
+    assert len(set(peaks)) == 1
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "message"),
+    [
+        (noise(1), None, "sampling_rate"),
+        (noise(1), 0, "positive"),
+        (np.append(noise(1), np.nan), 16000, "not finite"),
+        (np.full(16000, 1e-6), 16000, "silent"),
+        (noise(0.3), 16000, "too short"),
+        (noise(1), 48000, "too short"),
+        (noise(30.5), 16000, "too long"),
+        (np.zeros((20, 16000)), 16000, "list of arrays"),
+        (np.zeros(0), 16000, "shape"),
+        ([], 16000, "empty list"),
+        (np.zeros(16000, dtype=np.uint8), 16000, "uint8"),
+    ],
+)
+def test_bad_audio_is_refused(audio, rate, message):
+    with pytest.raises(ValueError, match=message):
+        TextToSpeechFeatureExtractor()(audio, sampling_rate=rate)
+
+
+def test_extractor_settings(tmp_path):
+    extractor = TextToSpeechFeatureExtractor(mel={"num_mel_bins": 40}, frames_per_token=4, max_seconds=5.0)
+    extractor(noise(1), sampling_rate=16000)
+    extractor.save_pretrained(tmp_path)
+    again = TextToSpeechFeatureExtractor.from_pretrained(tmp_path)
+    assert again.to_dict() == extractor.to_dict()
+    assert (again.spec.num_mel_bins, again.samples_per_token, again.max_seconds) == (40, 1280, 5.0)
+    for wrong in ({"mel": {"bins": 3}}, {"sampling_rate": 8000}, {"min_seconds": 9, "max_seconds": 1}):
+        with pytest.raises(ValueError):
+            TextToSpeechFeatureExtractor(**wrong)
+
+
+# ---- processor
+
+
+def test_text_ids(processor):
+    batch = processor(text=["Hello world.", "Hi."], return_tensors="pt")
+    assert batch["text_ids"].shape == (2, 10) and batch["text_mask"].dtype == torch.bool
+    assert batch["text_mask"].sum(1).tolist() == [10, 3]
+    assert not batch["text_ids"][1, 3:].any()
+    symbols = [processor.text_frontend(text) for text in ("Hello world.", "Hi.")]
+    assert torch.equal(processor(text=symbols, is_symbols=True)["text_ids"], batch["text_ids"])
+    assert torch.equal(processor(text="Hi.")["text_ids"][0], batch["text_ids"][1, :3])
+
+
+def test_reference_audio(processor):
+    batch = processor(text=["Hello.", "Bye."], audio=[noise(1), noise(0.5)], sampling_rate=16000)
+    assert set(batch) == {"text_ids", "text_mask", "reference_features", "reference_mask"}
+    assert batch["reference_mask"].sum(1).tolist() == [50, 26]
+    shared = processor(text=["Hello.", "Bye."], audio=noise(1), sampling_rate=16000)
+    assert shared["reference_features"].shape == (2, 50, 80) and shared["reference_mask"].all()
+    with pytest.raises(ValueError, match="1 texts and 2 clips"):
+        processor(text="Hello.", audio=[noise(1), noise(1)], sampling_rate=16000)
+    with pytest.raises(ValueError, match="sampling_rate"):
+        processor(text="Hello.", audio=noise(1))
+    with pytest.raises(ValueError, match="text, audio or both"):
+        processor()
+
+
+def test_limits_and_unknown_symbols(processor):
+    with pytest.raises(ValueError, match="split it"):
+        processor(text=["Fine.", "This goes on and on. " * 50])
+    with pytest.raises(ValueError, match="ʘ"):
+        processor(text="h ʘ", is_symbols=True)
+    with pytest.raises(ValueError, match="empty list"):
+        processor(text=[])
+
+
+def test_ctc_labels(processor):
+    labels, lengths = processor.ctc_labels(["Hello, world!", "Hi."])
+    assert lengths.tolist() == [9, 2] and labels.shape == (2, 9)
+    assert labels[1].tolist()[2:] == [-100] * 7
+    assert not (labels == 0).any() and int(labels.max()) < processor.ctc_vocab_size == 79
+    # A best path repeats labels and separates them by blanks.
+    path = torch.stack([labels[0], labels[0], torch.zeros_like(labels[0])], dim=1).flatten()[None]
+    assert processor.ctc_decode(path) == ["h ɛ l oʊ | w ɚ l d"]
+
+
+def subword_tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({"[U]": 0, "Hello": 1, "world!": 2, "<end>": 3}, unk_token="[U]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[U]", pad_token="<end>", padding_side="left")
+
+
+def test_text_passed_through_for_subword_vocabularies(tmp_path):
+    processor = TextToSpeechProcessor(TextToSpeechFeatureExtractor(), subword_tokenizer(), frontend="none")
+    batch = processor(text=["Hello  world!", "Hello"])
+    assert batch["text_ids"].tolist() == [[1, 2], [1, 3]]
+    assert batch["text_mask"].tolist() == [[True, True], [True, False]]
+    labels, lengths = processor.ctc_labels(["Hello, 東京!", "a"])
+    assert processor.ctc_vocab_size == 257 and lengths.tolist() == [12, 1] and int(labels.max()) < 257
+    assert processor.ctc_decode(torch.repeat_interleave(labels[1:, :1], 3, 1)) == ["a"]
+    processor.save_pretrained(tmp_path)
+    assert TextToSpeechProcessor.from_pretrained(tmp_path).frontend == "none"
+
+
+def test_round_trip_and_pickling(processor, tmp_path):
+    custom = TextToSpeechProcessor.build(mel={"num_mel_bins": 40}, max_text_tokens=123)
+    custom.save_pretrained(tmp_path)
+    for again in (TextToSpeechProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert type(again) is TextToSpeechProcessor
+        assert type(again.feature_extractor) is TextToSpeechFeatureExtractor
+        # Saving has added auto_map to the original.
+        assert again.to_dict().items() <= custom.to_dict().items()
+        assert again.max_text_tokens == 123 and again.feature_extractor.spec.num_mel_bins == 40
+    copy = pickle.loads(pickle.dumps(processor))
+    assert torch.equal(copy(text="Hello.")["text_ids"], processor(text="Hello.")["text_ids"])
+
+
+def test_loads_without_this_package(processor, tmp_path):
+    folder = tmp_path / "checkpoint"
+    processor.save_pretrained(folder)
+    script = textwrap.dedent(
+        """
+        import sys
+
+        class Hidden:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("e2e_tts", "modeling"):
+                    raise ModuleNotFoundError(f"No module named {name!r}")
+
+        sys.meta_path.insert(0, Hidden())
+        import numpy
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+        audio = numpy.sin(numpy.arange(24000) / 9)
+        batch = processor(text="Hello, world!", audio=audio, sampling_rate=24000)
+        assert type(processor).__module__.startswith("transformers_modules.")
+        assert type(processor.feature_extractor).__module__.startswith("transformers_modules.")
+        assert batch["reference_features"].shape == (1, 50, 80)
+        processor.save_pretrained(sys.argv[2])
+        again = AutoProcessor.from_pretrained(sys.argv[2], trust_remote_code=True)
+        assert (again(text="Hello, world!")["text_ids"] == batch["text_ids"]).all()
+        print(batch["text_ids"][0].tolist())
+        """
+    )
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONPATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(tmp_path / "again")],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == str(processor(text="Hello, world!")["text_ids"][0].tolist())

@@ -1,0 +1,146 @@
+"""Prepared speech as torch data sets: decoding, mixing sources, batches of similar length, and padding."""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import soundfile
+import torch
+from datasets import Dataset, concatenate_datasets, load_from_disk
+from torch.utils.data import Sampler
+
+from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_length
+
+SEED_STRIDE = 2_654_435_761  # a large odd number, so that (seed, step, utterance) give distinct streams
+
+
+def load_prepared(folders: Sequence[str], split: str) -> Dataset:
+    """Concatenates prepared folders (see `prepare` and `annotate`) and keeps one split, sources included."""
+    parts = []
+    for folder in folders:
+        part = load_from_disk(folder)
+        keep = np.flatnonzero(np.asarray(part.with_format(None)["split"][:]) == split)
+        parts.append(part.select(keep))
+    if not parts or not sum(len(part) for part in parts):
+        raise ValueError(f"No rows of split {split!r} in {list(folders)}; run e2e_tts.trainers.prepare first.")
+    return concatenate_datasets(parts)
+
+
+def decode(audio: dict, sampling_rate: int) -> np.ndarray:
+    """The float32 samples of a prepared row. Raises ValueError if it was prepared for another rate."""
+    samples, rate = soundfile.read(io.BytesIO(audio["bytes"]), dtype="float32")
+    if rate != sampling_rate:
+        raise ValueError(f"The data was prepared at {rate} Hz but the recipe's mel is at {sampling_rate} Hz.")
+    return samples
+
+
+class MixtureBatches(Sampler[list[int]]):
+    """Batches of row indices: sources by weight, similar lengths together; batch k depends on (seed, k) alone.
+
+    weights maps a value of the `source` column to its share of the utterances; unnamed sources are left out. A batch
+    holds rows of at most `max_seconds` in all, padding included, and at most `max_rows`.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        weights: dict[str, float],
+        num_batches: int,
+        seed: int,
+        seconds_per_batch: float,
+        max_rows: int = 64,
+        max_seconds: float = 10.0,
+        pool_rows: int = 256,
+    ) -> None:
+        sources = np.asarray(rows["source"][:])
+        self.seconds = np.asarray(rows["seconds"][:])
+        self.groups = {}
+        for source in weights:
+            members = np.flatnonzero((sources == source) & (self.seconds <= max_seconds))
+            if not len(members):
+                raise ValueError(f"The recipe gives weight to source {source!r}, of which there are no rows.")
+            self.groups[source] = members
+        total = sum(weights.values())
+        self.shares = [weight / total for weight in weights.values()]
+        self.num_batches, self.seed, self.pool_rows = num_batches, seed, pool_rows
+        self.seconds_per_batch, self.max_rows = seconds_per_batch, max_rows
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def _pool(self, number: int) -> list[list[int]]:
+        random = np.random.default_rng((self.seed, number))
+        groups = list(self.groups.values())
+        choice = random.choice(len(groups), self.pool_rows, p=self.shares)
+        picks = np.array([groups[group][random.integers(len(groups[group]))] for group in choice])
+        picks = picks[np.argsort(self.seconds[picks], kind="stable")]
+        batches, batch = [], []
+        for pick in picks.tolist():
+            full = len(batch) + 1 > self.max_rows or self.seconds[pick] * (len(batch) + 1) > self.seconds_per_batch
+            if batch and full:
+                batches.append(batch)
+                batch = []
+            batch.append(pick)
+        batches.append(batch)
+        random.shuffle(batches)
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        produced, number = 0, 0
+        while produced < self.num_batches:
+            for batch in self._pool(number):
+                if produced == self.num_batches:
+                    return
+                yield batch
+                produced += 1
+            number += 1
+
+
+class SpeechDataset(torch.utils.data.Dataset):
+    """Rows of an annotated data set -> tensors; audio is decoded on access."""
+
+    def __init__(self, rows: Dataset, spec: MelSpec) -> None:
+        self.rows, self.spec = rows, spec
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[int(index)]
+        return {**row, "index": int(index), "waveform": decode(row["audio"], self.spec.sampling_rate)}
+
+
+class Collator:
+    """Pads rows to a batch of model inputs; every utterance is padded with zeros to whole tokens first.
+
+    Gives input_features (B, T_mel, n_mels), feature_mask, text_ids (B, N), text_mask, ctc_labels (B, N'),
+    speaker_target (B, S), tokens_per_symbol (B,) and utterance (B,), the row number that keys random draws.
+    """
+
+    def __init__(self, spec: MelSpec, frames_per_token: int) -> None:
+        self.mel = MelSpectrogram(spec)
+        self.samples_per_token = spec.hop_length * frames_per_token
+        self.frames_per_token = frames_per_token
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        lengths = [padded_length(len(row["waveform"]), self.samples_per_token) for row in rows]
+        audio = torch.zeros(len(rows), max(lengths))
+        for target, row in zip(audio, rows, strict=True):
+            target[: len(row["waveform"])] = torch.from_numpy(row["waveform"])
+        features = self.mel(audio)
+        frames = torch.tensor(lengths) // self.mel.spec.hop_length
+        feature_mask = torch.arange(features.shape[1])[None] < frames[:, None]
+        text = [torch.tensor(row["text_ids"]) for row in rows]
+        labels = [torch.tensor(row["ctc_labels"]) for row in rows]
+        text_lengths = torch.tensor([len(ids) for ids in text])
+        tokens = frames // self.frames_per_token
+        return {
+            "input_features": features * feature_mask[..., None],
+            "feature_mask": feature_mask,
+            "text_ids": torch.nn.utils.rnn.pad_sequence(text, batch_first=True),
+            "text_mask": torch.arange(int(text_lengths.max()))[None] < text_lengths[:, None],
+            "ctc_labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+            "speaker_target": torch.tensor(np.array([row["speaker_embedding"] for row in rows]), dtype=torch.float32),
+            "tokens_per_symbol": tokens / text_lengths,
+            "utterance": torch.tensor([row["index"] for row in rows]),
+        }

@@ -1,0 +1,163 @@
+"""Speaks sentences with Debian's flite voices: exact transcripts and open vocabulary for training a small model.
+
+python -m e2e_tts.trainers.teacher_speech --sentences teacher.txt --voices slt:2 rms awb --output speech/teacher
+
+Writes FLAC files and a `metadata.csv` that `prepare` reads. Started again with the same arguments it goes on where it
+stopped. A sentence that fails is listed in `failed.csv` and does not stop the run.
+"""
+
+import argparse
+import csv
+import hashlib
+import logging
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from e2e_tts.trainers.prepare import COLUMNS, read_metadata
+
+logger = logging.getLogger(__name__)
+
+SAMPLING_RATE = 16000
+TIMEOUT_SECONDS = 30
+
+
+def parse_voice(value: str) -> tuple[str, int]:
+    """NAME or NAME:WEIGHT -> its two parts. Raises argparse.ArgumentTypeError."""
+    name, _, weight = value.partition(":")
+    if not name or (weight and (not weight.isdigit() or int(weight) < 1)):
+        raise argparse.ArgumentTypeError(f"expected VOICE or VOICE:WEIGHT with a whole weight above 0, got {value!r}")
+    return name, int(weight or 1)
+
+
+def find_flite(voices: list[str]) -> str:
+    """Path of the flite program. Raises FileNotFoundError if it is absent, ValueError for a voice it does not have."""
+    program = shutil.which("flite")
+    if program is None:
+        raise FileNotFoundError("The program `flite` is missing. Install it, for example with `apt-get install flite`.")
+    listing = subprocess.run([program, "-lv"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS).stdout
+    available = listing.partition(":")[2].split()
+    if unknown := [voice for voice in voices if voice not in available]:
+        raise ValueError(f"flite has no voice {unknown}; it has {sorted(available)}.")
+    return program
+
+
+def plan(
+    sentences: list[str], voices: list[tuple[str, int]], all_voices: bool, seed: int
+) -> Iterator[tuple[str, str, str]]:
+    """Yields (file name, voice, sentence). Every round of sum(weights) sentences uses each voice by its weight.
+
+    The name depends on voice and text alone, so finished files are recognised whatever else changes.
+    """
+    rng = random.Random(seed)
+    round_of_voices = [name for name, weight in voices for _ in range(weight)]
+    order: list[str] = []
+    for sentence in sentences:
+        if not order:
+            order = rng.sample(round_of_voices, len(round_of_voices))
+        chosen = [name for name, _ in voices] if all_voices else [order.pop()]
+        for voice in chosen:
+            yield f"{voice}_{hashlib.sha256(sentence.encode()).hexdigest()[:12]}.flac", voice, sentence
+
+
+def speak(program: str, voice: str, sentence: str, scratch: Path) -> np.ndarray:
+    """Speech of one sentence: float32 mono samples (L,) at 16 kHz. Raises RuntimeError where flite fails."""
+    wav = scratch / "speech.wav"
+    wav.unlink(missing_ok=True)
+    command = [program, "-voice", voice, "-t", sentence, "-o", str(wav)]
+    try:
+        # A list and no shell: the sentence is one argument, whatever it contains.
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS)
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        raise RuntimeError(f"flite did not finish: {error}") from error
+    if result.returncode or not wav.is_file():
+        raise RuntimeError(f"flite failed with code {result.returncode}: {result.stderr.strip()[:200]}")
+    samples, rate = soundfile.read(wav, dtype="float32")
+    if rate != SAMPLING_RATE:
+        samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="VHQ")
+    if len(samples) < SAMPLING_RATE // 5 or not np.abs(samples).max() > 1e-3:
+        raise RuntimeError("flite wrote silence or less than 0.2 s")
+    return samples
+
+
+def finished_rows(output: Path) -> list[dict[str, str]]:
+    """Rows of an earlier run whose file is there; a row cut off by a kill lacks its seconds and is dropped."""
+    if not (output / "metadata.csv").is_file():
+        return []
+    return [row for row in read_metadata(output) if row["seconds"] and (output / row["file"]).is_file()]
+
+
+def generate(program: str, jobs: list[tuple[str, str, str]], output: Path) -> tuple[int, int]:
+    """Speaks all jobs that are not yet done; returns the numbers of finished and of failed files."""
+    output.mkdir(parents=True, exist_ok=True)
+    rows = finished_rows(output)
+    done = {row["file"] for row in rows}
+    if rows:
+        logger.info("%d files are already there", len(rows))
+    # Rewritten as a whole first, so that a half-written last line of an earlier run is gone.
+    rewritten = output / "metadata.csv.partial"
+    with rewritten.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(rewritten, output / "metadata.csv")
+    failed = 0
+    with (
+        (output / "metadata.csv").open("a", encoding="utf-8", newline="") as metadata,
+        (output / "failed.csv").open("w", encoding="utf-8", newline="") as failures,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        writer, failure_writer = csv.DictWriter(metadata, COLUMNS), csv.writer(failures)
+        failure_writer.writerow(("file", "text", "reason"))
+        for name, voice, sentence in jobs:
+            if name in done:
+                continue
+            partial = output / f"{name}.partial"
+            try:
+                samples = speak(program, voice, sentence, Path(scratch))
+                soundfile.write(partial, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+                os.replace(partial, output / name)
+            except (RuntimeError, OSError) as error:
+                failed += 1
+                failure_writer.writerow((name, sentence, error))
+                partial.unlink(missing_ok=True)
+                continue
+            seconds = f"{len(samples) / SAMPLING_RATE:.3f}"
+            values = (name, sentence, f"flite_{voice}", "neutral", "en", seconds)
+            writer.writerow(dict(zip(COLUMNS, values, strict=True)))
+            metadata.flush()
+            done.add(name)
+            if len(done) % 500 == 0:
+                logger.info("%d files", len(done))
+    return len(done), failed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
+    parser.add_argument("--voices", nargs="+", type=parse_voice, default=[("slt", 1), ("rms", 1), ("awb", 1)])
+    parser.add_argument("--all-voices", action="store_true", help="every sentence in every voice, not one of them")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the audio and metadata.csv")
+    parser.add_argument("--seed", type=int, default=0, help="for the order of the voices")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        lines = options.sentences.read_text(encoding="utf-8").splitlines()
+        sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        program = find_flite([name for name, _ in options.voices])
+        jobs = list(plan(sentences, options.voices, options.all_voices, options.seed))
+        done, failed = generate(program, jobs, options.output)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{done} files in {options.output}, {failed} failed" + (", see failed.csv" if failed else ""))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Trains the small x-vector network on prepared speech: `python -m e2e_tts.trainers.train_speaker --help`.
+
+It is the SPK teacher and the voice encoder at small scale, and is frozen before stage 1.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+
+from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
+from e2e_tts.modeling.configuration_e2e_tts import SpeakerEncoderConfig
+from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
+
+from .speech_data import SpeechDataset, load_prepared
+
+
+class SpeakerBatches(torch.utils.data.Sampler[list[int]]):
+    """Batches with speakers drawn evenly, so that a voice with an hour does not drown one with ten seconds."""
+
+    def __init__(self, speakers: np.ndarray, num_batches: int, batch_size: int, seed: int) -> None:
+        self.members = [np.flatnonzero(speakers == label) for label in np.unique(speakers)]
+        self.num_batches, self.batch_size, self.seed = num_batches, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self):
+        for number in range(self.num_batches):
+            random = np.random.default_rng((self.seed, number))
+            groups = random.choice(len(self.members), self.batch_size)
+            yield [int(random.choice(self.members[group])) for group in groups]
+
+
+class CropCollator:
+    """Random crops of `seconds` (shorter clips repeat) with a random gain, keyed by the rows of the batch."""
+
+    def __init__(self, spec: MelSpec, seconds: float, labels: np.ndarray) -> None:
+        self.mel = MelSpectrogram(spec)
+        self.length = int(seconds * spec.sampling_rate) // spec.hop_length * spec.hop_length
+        self.labels = labels
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        random = np.random.default_rng([row["index"] for row in rows])
+        crops = []
+        for row in rows:
+            audio = row["waveform"]
+            if len(audio) < self.length:
+                audio = np.tile(audio, -(-self.length // len(audio)))
+            start = random.integers(len(audio) - self.length + 1)
+            crops.append(audio[start : start + self.length] * 10 ** random.uniform(-0.5, 0.2))
+        features = self.mel(torch.from_numpy(np.stack(crops)).float())
+        return {"input_features": features, "labels": torch.from_numpy(self.labels[[row["index"] for row in rows]])}
+
+
+class SpeakerTrainer(Trainer):
+    """Trainer over a batch sampler; the loss is the model's own."""
+
+    def __init__(self, *args, batches: SpeakerBatches, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches = batches
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
+        return self.accelerator.prepare(loader)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", nargs="+", required=True, help="folders written by e2e_tts.trainers.prepare")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--max_steps", type=int, default=1000)
+    parser.add_argument("--batch_size", type=int, default=48)
+    parser.add_argument("--crop_seconds", type=float, default=1.6)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    rows = load_prepared(options.data, "train")
+    speakers, labels = np.unique(np.asarray(rows["speaker"][:]), return_inverse=True)
+    config = SpeakerEncoderConfig(num_speakers=len(speakers))
+    torch.manual_seed(options.seed)
+    model = SpeakerEncoderModel(config)
+    spec = MelSpec.from_dict(config.mel)
+    training = TrainingArguments(
+        options.output_dir,
+        max_steps=options.max_steps,
+        learning_rate=options.learning_rate,
+        weight_decay=0.02,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        logging_steps=25,
+        save_steps=250,
+        save_total_limit=1,
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        seed=options.seed,
+    )
+    trainer = SpeakerTrainer(
+        model,
+        training,
+        train_dataset=SpeechDataset(rows, spec),
+        data_collator=CropCollator(spec, options.crop_seconds, labels.astype(np.int64)),
+        batches=SpeakerBatches(labels, options.max_steps, options.batch_size, options.seed),
+    )
+    checkpoints = sorted(Path(options.output_dir).glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=bool(checkpoints))
+    # What ships is the embedding network: the class weights name training speakers and serve nobody else.
+    config.num_speakers = 0
+    model.classes = None
+    model.save_pretrained(Path(options.output_dir) / "final")
+
+
+if __name__ == "__main__":
+    main()

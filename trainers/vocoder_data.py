@@ -1,0 +1,100 @@
+"""Training data of the vocoder: seeded random crops, and the audio decoding they need."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+from torch.utils.data import Dataset
+
+
+def read_audio(
+    audio: Mapping[str, Any], sampling_rate: int, start_seconds: float = 0.0, seconds: float | None = None
+) -> np.ndarray:
+    """Decodes one undecoded `datasets` audio entry, or a part of it, to mono float32 at `sampling_rate` Hz.
+
+    Args:
+        audio: {"bytes": encoded file or None, "path": file used where bytes is None}.
+        sampling_rate: of the result in Hz; other rates are resampled.
+        start_seconds, seconds: the part to decode; by default everything.
+    """
+    source = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio["path"]
+    with sf.SoundFile(source) as file:
+        file.seek(min(file.frames, round(start_seconds * file.samplerate)))
+        count = -1 if seconds is None else round(seconds * file.samplerate)
+        samples = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
+        rate = file.samplerate
+    return samples if rate == sampling_rate else soxr.resample(samples, rate, sampling_rate).astype(np.float32)
+
+
+class CropDataset(Dataset):
+    """Random crops of a `datasets` dataset; crop `i` depends on the seed and `i` alone, whatever came before.
+
+    A crop picks a source (column `source`) by weight, an utterance of it by duration, then a start. Utterances
+    shorter than a crop are padded with zeros at the end.
+
+    Args:
+        dataset: columns audio ({"bytes", "path"}, undecoded), seconds, and source where weights are given.
+        size: number of crops; steps times batch for a run.
+        crop_samples: length of a crop.
+        sampling_rate: Hz.
+        seed: of everything random.
+        source_weights: share of the crops by source; sources not named are left out. None: all data by duration.
+        gain_db: a crop's level is changed by up to this much either way, but never into clipping.
+
+    Raises ValueError if no utterance is left for a source, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        size: int,
+        crop_samples: int,
+        sampling_rate: int,
+        seed: int,
+        source_weights: Mapping[str, float] | None = None,
+        gain_db: float = 0.0,
+    ) -> None:
+        needed = {"audio", "seconds"} | ({"source"} if source_weights else set())
+        if missing := sorted(needed - set(dataset.column_names)):
+            raise ValueError(f"The dataset lacks the columns {missing}; it has {sorted(dataset.column_names)}.")
+        self.audio = dataset.select_columns(["audio"])
+        self.size = size
+        self.crop_samples = crop_samples
+        self.sampling_rate = sampling_rate
+        self.seed = seed
+        self.gain_db = gain_db
+        seconds = np.asarray(dataset["seconds"], dtype=np.float64)
+        if source_weights is None:
+            groups, weights = [np.arange(len(seconds))], [1.0]
+        else:
+            sources = np.asarray(dataset["source"])
+            groups = [np.flatnonzero(sources == name) for name in source_weights]
+            weights = list(source_weights.values())
+            empty = [name for name, group in zip(source_weights, groups, strict=True) if not len(group)]
+            if empty:
+                raise ValueError(f"No utterance of {empty} in the dataset; its sources are {sorted(set(sources))}.")
+        self.seconds = seconds
+        self.groups = [(group, np.cumsum(seconds[group])) for group in groups]
+        self.weights = np.cumsum(weights) / np.sum(weights)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Returns {"waveform": (crop_samples,)}."""
+        random = np.random.default_rng([self.seed, index])
+        group, ends = self.groups[int(np.searchsorted(self.weights, random.random()))]
+        # The last cumulative sum is a valid upper end: random() stays below 1.
+        row = int(group[min(np.searchsorted(ends, random.random() * ends[-1]), len(group) - 1)])
+        crop_seconds = self.crop_samples / self.sampling_rate
+        start = random.random() * max(0.0, self.seconds[row] - crop_seconds)
+        samples = read_audio(self.audio[row]["audio"], self.sampling_rate, start, crop_seconds)[: self.crop_samples]
+        gain = 10 ** (random.uniform(-self.gain_db, self.gain_db) / 20)
+        gain = min(gain, 0.99 / max(1e-3, float(np.abs(samples).max(initial=0.0))))
+        waveform = np.zeros(self.crop_samples, dtype=np.float32)
+        waveform[: len(samples)] = samples * gain
+        return {"waveform": torch.from_numpy(waveform)}
