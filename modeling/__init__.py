@@ -9,6 +9,7 @@ from .configuration_e2e_tts import (
     SpeechLMConfig,
 )
 from .configuration_vocoder import VocoderConfig
+from .feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
 from .modeling_e2e_tts import E2ETTSModel, SpeechGenerationError
 from .modeling_flow_decoder import FlowDecoderModel
 from .modeling_reward import RewardModel
@@ -16,6 +17,7 @@ from .modeling_speaker import SpeakerEncoderModel
 from .modeling_speech_encoder import SpeechEncoderModel
 from .modeling_speech_lm import SpeechLM
 from .modeling_vocoder import VocoderModel
+from .processing_e2e_tts import TextToSpeechProcessor
 
 __all__ = [
     "E2ETTSConfig",
@@ -31,6 +33,8 @@ __all__ = [
     "SpeechGenerationError",
     "SpeechLM",
     "SpeechLMConfig",
+    "TextToSpeechFeatureExtractor",
+    "TextToSpeechProcessor",
     "VocoderConfig",
     "VocoderModel",
 ]

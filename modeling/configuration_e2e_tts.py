@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from transformers import AutoConfig, PreTrainedConfig, Qwen3Config
+from transformers import PreTrainedConfig, Qwen3Config
 from transformers.models.parakeet import ParakeetEncoderConfig
 
 from .audio_features import MelSpec
@@ -53,6 +53,11 @@ class SpeechEncoderConfig(PreTrainedConfig):
             raise ValueError(
                 f"subsampling_time_strides {self.subsampling_time_strides} must have one entry for each of the "
                 f"{convolutions} convolutions of subsampling_factor {self.encoder_config.subsampling_factor}."
+            )
+        if self.encoder_config.num_mel_bins != self.mel["num_mel_bins"]:
+            raise ValueError(
+                f"encoder_config.num_mel_bins is {self.encoder_config.num_mel_bins}, but mel.num_mel_bins is "
+                f"{self.mel['num_mel_bins']}: they must be equal."
             )
 
     @property
@@ -232,6 +237,16 @@ class E2ETTSConfig(PreTrainedConfig):
     default_tokens_per_symbol: float = 2.0
     initializer_range: float = 0.02
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Raises OSError for a folder without a configuration and for one that holds another kind of model."""
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kind = values.get("model_type")
+        if kind != cls.model_type:
+            found = f"config.json is of type {kind!r}; AutoModel loads it" if kind else "it has no usable config.json"
+            raise OSError(f"{pretrained_model_name_or_path} is not a checkpoint of {cls.model_type!r}: {found}.")
+        return values, kwargs
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.voices = dict(self.voices or {})
@@ -266,15 +281,3 @@ class E2ETTSConfig(PreTrainedConfig):
                 raise ValueError(
                     f"Speaker widths differ: speaker_config has {width}, {name} has {getattr(self, name).speaker_dim}."
                 )
-
-
-for _config in (
-    SpeechEncoderConfig,
-    RewardModelConfig,
-    SpeechLMConfig,
-    FlowDecoderConfig,
-    SpeakerEncoderConfig,
-    VocoderConfig,
-    E2ETTSConfig,
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)

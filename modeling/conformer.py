@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-
 from transformers.models.parakeet.configuration_parakeet import ParakeetEncoderConfig
 from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderBlock,

@@ -1,5 +1,6 @@
 """The composite: speech tokenizer, reward model, LM, flow decoder, speaker encoder and vocoder as one model."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
-
-from transformers import AutoModel, AutoModelForTextToWaveform, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput
 
-from .audio_features import length_mask
+from .audio_features import MelSpec, length_mask
+from .auto_classes import register
 from .configuration_e2e_tts import E2ETTSConfig
 from .modeling_flow_decoder import FlowDecoderModel
 from .modeling_reward import RewardModel
@@ -24,6 +26,8 @@ from .modeling_vocoder import VocoderModel
 from .randomness import seeded_noise
 
 GUMBEL = 11  # salt of the Gumbel noise of one utterance
+# What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
+STOCK_PIPELINE_SETTINGS = ("return_dict_in_generate", "max_new_tokens", "pad_token_id")
 MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 
 
@@ -66,6 +70,7 @@ class E2ETTSModel(PreTrainedModel):
     config_class = E2ETTSConfig
     main_input_name = "text_ids"
     base_model_prefix = ""
+    output_modalities = ("audio",)
     _no_split_modules = ("ParakeetEncoderBlock", "Qwen3DecoderLayer", "DiTBlock")
     _supports_sdpa = True
 
@@ -105,7 +110,8 @@ class E2ETTSModel(PreTrainedModel):
     def sampling_rate(self) -> int:
         return self.config.sampling_rate
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         return True
 
     # ---------------------------------------------------------------- training
@@ -141,14 +147,19 @@ class E2ETTSModel(PreTrainedModel):
         """
         encoded = self.encoder(input_features, feature_mask)
         codes, ids, mask = encoded.codes, encoded.ids, encoded.mask
-        mel = input_features if mel is None else mel
+        if mel is None:
+            mel = input_features
+            specs = [MelSpec.from_dict(part.config.mel) for part in (self.decoder, self.encoder)]
+            if (difference := specs[0].differences(specs[1])) and "flow" in (*true_losses, *predicted_losses):
+                raise ValueError(f"The decoder's and the tokenizer's mel differ ({difference}): pass mel, its target.")
         output = E2ETTSOutput(ids=ids, mask=mask)
         if "reward" in true_losses:
             reward = self.reward(codes, mask, ctc_labels, speaker_target, emotion_labels)
             output.loss_asr, output.loss_spk, output.loss_ser = reward.loss_asr, reward.loss_spk, reward.loss_ser
             output.too_short = reward.too_short
+        from_hidden = predict_from == "hidden"
         lm_output = None
-        if "lm" in true_losses or predicted_losses:
+        if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
             lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol)
             lm_output = self.lm(*lm_inputs)
             output.loss_lm, output.lm_logits = lm_output.loss, lm_output.logits
@@ -156,7 +167,6 @@ class E2ETTSModel(PreTrainedModel):
                 with torch.no_grad():
                     reference = reference_lm(*lm_inputs).logits
                 output.loss_kl = self._divergence(lm_output.logits, reference, mask)
-        from_hidden = predict_from == "hidden"
         if "flow" in true_losses:
             source = lm_output.hidden_states[:, :-1] if from_hidden else codes
             flow = self.decoder(source, mask, mel, seeds, speaker_embedding)
@@ -183,7 +193,7 @@ class E2ETTSModel(PreTrainedModel):
         codebook = self.lm.quantizer.codebook
         soft_codes = soft @ codebook
         hard_codes = codebook[soft.argmax(dim=-1)]
-        return (hard_codes + soft_codes - soft_codes.detach()) * mask[..., None]
+        return (hard_codes + (soft_codes - soft_codes.detach())) * mask[..., None]
 
     @staticmethod
     def _divergence(logits: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -242,6 +252,8 @@ class E2ETTSModel(PreTrainedModel):
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
+        for name in STOCK_PIPELINE_SETTINGS:
+            sampling.pop(name, None)
         batch = text_ids.shape[0]
         text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         rate = self.config.default_tokens_per_symbol
@@ -310,12 +322,30 @@ class E2ETTSModel(PreTrainedModel):
         num_steps: int = 10,
         guidance: float = 0.7,
     ) -> torch.Tensor:
-        """Speech features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
+        """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
         encoded = self.encoder(input_features, feature_mask)
         mel = self.decoder.sample(
             encoded.codes, encoded.mask, speaker_embedding, num_steps=num_steps, guidance=guidance
         )
         return self.vocoder(mel, encoded.mask.repeat_interleave(self.decoder.config.frames_per_token, dim=1))
+
+    def replace_module(self, name: str, module: PreTrainedModel) -> None:
+        """Puts another module, a vocoder of its own training say, in the place of `name`.
+
+        Raises ValueError for an unknown name, and, naming both values, for a module that does not fit the others.
+        """
+        if name not in MODULES:
+            raise ValueError(f"No module {name!r}; the composite has {', '.join(MODULES)}.")
+        before = getattr(self.config, f"{name}_config")
+        if module.config.model_type != before.model_type:
+            raise ValueError(f"{name} must be a {before.model_type}, not a {module.config.model_type}.")
+        setattr(self.config, f"{name}_config", module.config)
+        try:
+            self.config.check_composition()
+        except ValueError:
+            setattr(self.config, f"{name}_config", before)
+            raise
+        setattr(self, name, module.to(self.device))
 
     def set_voices(self, embeddings: dict[str, torch.Tensor], tokens_per_symbol: dict[str, float]) -> None:
         """Stores built-in voices: name -> speaker embedding (S,), and name -> speaking rate."""
@@ -326,7 +356,11 @@ class E2ETTSModel(PreTrainedModel):
     # ---------------------------------------------------------------- saving
 
     def save_pretrained(self, save_directory: str, state_dict: dict | None = None, **kwargs) -> None:
-        """Saves each module, loadable alone, to its sub-folder; the folder itself holds an index of their weights."""
+        """Saves each module, loadable alone, to its sub-folder; the folder itself holds an index of their weights.
+
+        Every folder also gets the code it needs, so that trust_remote_code=True loads it without this package (0.3 MB
+        in all). state_dict: weights to write instead of the model's own, in another precision say.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if kwargs.get("is_main_process", True) is False:
@@ -350,16 +384,18 @@ class E2ETTSModel(PreTrainedModel):
 
     @staticmethod
     def _save_module_config(model: PreTrainedModel, folder: Path) -> None:
-        from transformers.dynamic_module_utils import custom_object_save
-
-        config = model.config
+        """Configuration and code of a module. A copy is written: what only describes the files stays out of memory."""
+        config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
-        if model._auto_class is not None:
-            custom_object_save(model, folder, config=config)
-            if isinstance(model, E2ETTSModel):
-                config.auto_map["AutoModelForTextToWaveform"] = config.auto_map["AutoModel"]
+        # Files may be narrower than the model (see state_dict); loading follows the configuration.
+        config.dtype = model.dtype
+        # A pipeline writes its own entry, next to its own file.
+        vars(config).pop("custom_pipelines", None)
+        custom_object_save(model, folder, config=config)
+        if isinstance(model, E2ETTSModel):
+            reference = config.auto_map[model._auto_class]
+            config.auto_map |= {"AutoModel": reference, "AutoModelForTextToWaveform": reference}
         config.save_pretrained(folder)
 
 
-AutoModel.register(E2ETTSConfig, E2ETTSModel, exist_ok=True)
-AutoModelForTextToWaveform.register(E2ETTSConfig, E2ETTSModel, exist_ok=True)
+register(E2ETTSConfig, AutoModel=E2ETTSModel, AutoModelForTextToWaveform=E2ETTSModel)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .auto_classes import register
 from .configuration_e2e_tts import FlowDecoderConfig
 from .diffusion_transformer import DiTBlock, MaskedConvBlock, TimeEmbedding, rotary_tables
 from .randomness import seeded_noise, seeded_uniform
@@ -64,10 +64,11 @@ class FlowDecoderModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-        if isinstance(module, DiTBlock):
-            # Each block starts as the identity (adaptive layer normalisation, zero gates).
-            init.zeros_(module.modulation.weight)
-            init.zeros_(module.modulation.bias)
+        if any(module is block.modulation for block in self.blocks):
+            # Each block starts as the identity (adaptive layer normalisation, zero gates). Asked of the layer, not of
+            # DiTBlock: transformers passes over custom modules that hold no parameter of their own.
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif module is self:
             init.zeros_(self.final_modulation.weight)
             init.zeros_(self.project_out.weight)
@@ -204,6 +205,11 @@ class FlowDecoderModel(PreTrainedModel):
         x = seeded_noise(seeds, NOISE, shape, codes.device).to(condition.dtype) * temperature
         prompt = torch.zeros_like(x)
         if prompt_mel is not None:
+            if prompt_mel.shape[1] > shape[0]:
+                raise ValueError(
+                    f"prompt_mel has {prompt_mel.shape[1]} frames, but the codes cover {shape[0]}: they must begin "
+                    "with the prompt's own codes."
+                )
             prompt[:, : prompt_mel.shape[1]] = self.normalise(prompt_mel)
         keep = codes.new_ones(batch)
         inputs = (condition, prior, voice, prompt, keep, frame_mask)
@@ -230,4 +236,4 @@ class FlowDecoderModel(PreTrainedModel):
         return mel
 
 
-AutoModel.register(FlowDecoderConfig, FlowDecoderModel, exist_ok=True)
+register(FlowDecoderConfig, AutoModel=FlowDecoderModel)

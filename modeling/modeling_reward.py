@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .auto_classes import register
 from .configuration_e2e_tts import RewardModelConfig
 from .conformer import ConformerStack
 from .modeling_speech_encoder import init_conformer_weights
@@ -152,4 +152,4 @@ class RewardModel(PreTrainedModel):
         ]
 
 
-AutoModel.register(RewardModelConfig, RewardModel, exist_ok=True)
+register(RewardModelConfig, AutoModel=RewardModel)

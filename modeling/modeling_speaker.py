@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .auto_classes import register
 from .configuration_e2e_tts import SpeakerEncoderConfig
 
 
@@ -93,4 +93,4 @@ class SpeakerEncoderModel(PreTrainedModel):
         return SpeakerEncoderOutput(loss=loss, embedding=embedding)
 
 
-AutoModel.register(SpeakerEncoderConfig, SpeakerEncoderModel, exist_ok=True)
+register(SpeakerEncoderConfig, AutoModel=SpeakerEncoderModel)

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderAttention, ParakeetEncoderRelPositionalEncoding
+from transformers.models.parakeet.modeling_parakeet import (
+    ParakeetEncoderAttention,
+    ParakeetEncoderRelPositionalEncoding,
+)
 from transformers.utils import ModelOutput
 
 from .audio_features import MelSpec, MelSpectrogram, length_mask, padded_length
+from .auto_classes import register
 from .configuration_e2e_tts import SpeechEncoderConfig
 from .conformer import ConformerStack, Subsampling
 from .fsq import FiniteScalarQuantizer
@@ -112,4 +115,4 @@ class SpeechEncoderModel(PreTrainedModel):
         return self(audio, mask)
 
 
-AutoModel.register(SpeechEncoderConfig, SpeechEncoderModel, exist_ok=True)
+register(SpeechEncoderConfig, AutoModel=SpeechEncoderModel)

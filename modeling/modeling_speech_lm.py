@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, Qwen3Model
+from transformers import Cache, GenerationMixin, PreTrainedModel, Qwen3Model
 from transformers import initialization as init
-from transformers.generation import LogitsProcessorList
+from transformers.generation import LogitsProcessor, LogitsProcessorList
 from transformers.utils import ModelOutput
 
+from .auto_classes import register
 from .configuration_e2e_tts import END_OF_SPEECH, NUM_CONTROL_TOKENS, SPEAKER, START, TASK, SpeechLMConfig
 from .fsq import FiniteScalarQuantizer
 from .repetition_aware_sampling import RepetitionAwareSampling
@@ -59,6 +59,19 @@ class CodeKeys(nn.Module):
         return self.outer(nn.functional.gelu(self.inner(codebook)))
 
 
+class LengthLimits(LogitsProcessor):
+    """Each row's own shortest and longest (B,) number of codes: the end is impossible before, and forced after."""
+
+    def __init__(self, shortest: torch.Tensor, longest: torch.Tensor, end_token_id: int) -> None:
+        self.shortest, self.longest, self.end_token_id = shortest, longest, end_token_id
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        step = input_ids.shape[1]
+        is_end = torch.arange(scores.shape[1], device=scores.device) == self.end_token_id
+        impossible = torch.where(is_end, step < self.shortest[:, None], step >= self.longest[:, None])
+        return scores.masked_fill(impossible, -torch.inf)
+
+
 class SpeechLM(PreTrainedModel, GenerationMixin):
     """p(c_t | c_<t, text, speaker).
 
@@ -97,10 +110,12 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, FiniteScalarQuantizer):
             module.fill_buffers()
-        elif isinstance(module, CodeKeys):
-            # Distinct keys from the start: unit-variance features of the grid, then scores of unit variance.
-            init.normal_(module.inner.weight, mean=0.0, std=1.0)
-            init.normal_(module.outer.weight, mean=0.0, std=module.outer.in_features**-0.5)
+        # Distinct keys from the start: unit-variance features of the grid, then scores of unit variance. Asked of the
+        # layers, not of CodeKeys: transformers passes over custom modules that hold no parameter of their own.
+        elif module is self.code_keys.inner:
+            init.normal_(module.weight, mean=0.0, std=1.0)
+        elif module is self.code_keys.outer:
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -127,10 +142,11 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         """Hidden states (B, T, d) -> logits (B, T, vocab_size) in float32; only codes and END_OF_SPEECH can win."""
         keys = self._generation_keys if self._generation_keys is not None else self.code_keys(self.quantizer.codebook)
         codes = hidden_states @ keys.T * hidden_states.shape[-1] ** -0.5
-        end = self.end_head(hidden_states)
+        end = self.end_head(hidden_states).float()
+        # Finite, and so made in float32: in bfloat16 it would be -inf, and a divergence of two -inf is NaN.
         controls = end.new_full((*end.shape[:-1], NUM_CONTROL_TOKENS), torch.finfo(torch.float32).min)
-        logits = torch.cat([codes, controls], dim=-1).float()
-        logits[..., self.end_token_id] = end[..., 0].float()
+        logits = torch.cat([codes.float(), controls], dim=-1)
+        logits[..., self.end_token_id] = end[..., 0]
         return logits
 
     def embed_prefix(
@@ -260,8 +276,9 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
     ) -> GeneratedCodes:
         """Samples codes for text (B, N), optionally continuing prompt_ids (B, P) whose text begins `text_ids`.
 
-        The length lies between min and max_tokens_per_symbol times the number of text tokens (less the prompt's);
-        END_OF_SPEECH is impossible before, and a row that did not end is not `finished`. `temperature` 0 is greedy.
+        The length lies between min and max_tokens_per_symbol times the row's number of text tokens (less the
+        prompt's); END_OF_SPEECH is impossible before, and a row that reached the limit is not `finished`.
+        `temperature` 0 is greedy.
         kwargs go to `GenerationMixin.generate` (a streamer, say).
         """
         embeds, mask, positions, first = self.embed_prefix(text_ids, text_mask, speaker_embedding, tokens_per_symbol)
@@ -273,10 +290,10 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             steps = torch.arange(prompt_length, device=first.device)
             positions = torch.cat([positions, first[:, None] + steps], dim=1)
         symbols = mask[:, : text_ids.shape[1] + 3].sum(dim=1) - 3
-        shortest = max(1, int(symbols.min() * min_tokens_per_symbol) - prompt_length)
-        longest = max(shortest + 1, int(symbols.max() * max_tokens_per_symbol) - prompt_length)
+        shortest = ((symbols * min_tokens_per_symbol).long() - prompt_length).clamp_min(1)
+        longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long() - prompt_length)
         sample = temperature > 0
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([LengthLimits(shortest, longest, self.end_token_id)])
         if sample:
             processors.append(
                 RepetitionAwareSampling(
@@ -289,8 +306,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
                 inputs_embeds=embeds,
                 attention_mask=mask.long(),
                 position_ids=positions,
-                min_new_tokens=shortest,
-                max_new_tokens=longest,
+                max_new_tokens=int(longest.max()),
                 do_sample=sample,
                 top_k=0,
                 logits_processor=processors,
@@ -302,7 +318,10 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             self._generation_keys = None
         ended = sequences == self.end_token_id
         code_mask = ended.cumsum(dim=1) == 0
-        return GeneratedCodes(ids=sequences * code_mask, mask=code_mask, finished=ended.any(dim=1))
+        lengths = code_mask.sum(dim=1)
+        # The column in which the longest row ended holds no code.
+        ids, code_mask = (sequences * code_mask)[:, : lengths.max()], code_mask[:, : lengths.max()]
+        return GeneratedCodes(ids=ids, mask=code_mask, finished=ended.any(dim=1) & (lengths < longest))
 
 
-AutoModel.register(SpeechLMConfig, SpeechLM, exist_ok=True)
+register(SpeechLMConfig, AutoModel=SpeechLM)

@@ -4,9 +4,10 @@ import torch
 import transformers.initialization as init
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel, SpeechT5HifiGan
+from transformers import PreTrainedModel, SpeechT5HifiGan
 
 from .audio_features import MelSpec
+from .auto_classes import register
 from .configuration_vocoder import VocoderConfig
 from .griffin_lim import griffin_lim_spectrum, overlap_add
 
@@ -167,4 +168,4 @@ class VocoderModel(PreTrainedModel):
         return self.vocoder(mel, mask)
 
 
-AutoModel.register(VocoderConfig, VocoderModel, exist_ok=True)
+register(VocoderConfig, AutoModel=VocoderModel)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
+from .auto_classes import register
+from .configuration_e2e_tts import E2ETTSConfig
 from .feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
 from .text_frontend import TextFrontend, build_phoneme_tokenizer
 
@@ -141,11 +143,4 @@ def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long)
 
 
-TextToSpeechProcessor.register_for_auto_class("AutoProcessor")
-
-# Loaded from a checkpoint's folder the module must not take over: another checkpoint may carry other code.
-if not __name__.startswith("transformers_modules."):
-    from .configuration_e2e_tts import E2ETTSConfig
-
-    AutoFeatureExtractor.register(E2ETTSConfig, TextToSpeechFeatureExtractor, exist_ok=True)
-    AutoProcessor.register(E2ETTSConfig, TextToSpeechProcessor, exist_ok=True)
+register(E2ETTSConfig, AutoFeatureExtractor=TextToSpeechFeatureExtractor, AutoProcessor=TextToSpeechProcessor)

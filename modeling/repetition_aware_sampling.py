@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-
 from transformers.generation import LogitsProcessor
 
 

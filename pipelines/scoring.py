@@ -17,6 +17,7 @@ from typing import Any
 
 import jiwer
 import numpy as np
+
 from e2e_tts.pipelines.judges import Normaliser, Recogniser, load_normaliser, load_recogniser
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,27 @@
 """Recipes: a training stage as data. Unknown keys are refused with the nearest known ones."""
 
 import difflib
+import re
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import yaml
+from transformers import PreTrainedConfig, TrainingArguments
+
+from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 MODULE_NAMES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4, without a dot, as a string; recipes and overrides mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class RecipeError(ValueError):
@@ -90,6 +103,10 @@ class Recipe:
             raise RecipeError(f"trainer must be joint, component or end_to_end, got {self.trainer!r}.")
         for name in [*self.train, *self.learning_rates, *self.init_modules]:
             _check_key(name, MODULE_NAMES, "modules")
+        for name in self.arguments:
+            _check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
+        if self.model is not None:
+            _check_model(self.model, E2ETTSConfig, "model")
         if not self.train:
             raise RecipeError("train is empty: name the modules that learn, e.g. [encoder, reward, lm, decoder].")
         if self.init is None and self.model is None:
@@ -102,6 +119,15 @@ def _check_key(key: str, known: typing.Iterable[str], where: str) -> None:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
         raise RecipeError(f"Unknown entry {key!r} in {where}; {hint}")
+
+
+def _check_model(values: dict, cls: type[PreTrainedConfig], where: str) -> None:
+    # Configurations keep any keyword, so a typo in one would otherwise leave a default in place without a word.
+    for key, value in values.items():
+        _check_key(key, ["model_type", *(item.name for item in fields(cls))], where)
+        part = cls.sub_configs.get(key)
+        if part is not None and isinstance(value, dict):
+            _check_model(value, part, f"{where}.{key}")
 
 
 def _build(cls: type, values: dict, where: str) -> typing.Any:
@@ -137,7 +163,7 @@ def find_recipe(name: str) -> Path:
 
 def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe:
     """Reads a recipe and applies overrides such as "arguments.max_steps=100"; values are YAML."""
-    values = yaml.safe_load(find_recipe(name).read_text()) or {}
+    values = yaml.load(find_recipe(name).read_text(), _Loader) or {}
     for override in overrides:
         path, separator, value = override.partition("=")
         if not separator:
@@ -146,5 +172,5 @@ def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe:
         target = values
         for parent in parents:
             target = target.setdefault(parent, {})
-        target[last] = yaml.safe_load(value)
+        target[last] = yaml.load(value, _Loader)
     return parse_recipe(values, str(name))

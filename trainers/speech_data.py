@@ -62,7 +62,9 @@ class MixtureBatches(Sampler[list[int]]):
             self.groups[source] = members
         total = sum(weights.values())
         self.shares = [weight / total for weight in weights.values()]
-        self.num_batches, self.seed, self.pool_rows = num_batches, seed, pool_rows
+        # A pool larger than the data would sort copies of the same clip side by side into one batch.
+        self.pool_rows = min(pool_rows, sum(len(members) for members in self.groups.values()))
+        self.num_batches, self.seed = num_batches, seed
         self.seconds_per_batch, self.max_rows = seconds_per_batch, max_rows
 
     def __len__(self) -> int:

@@ -66,6 +66,8 @@ class SpeechTrainer(Trainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
         )
+        # accelerate deals whole batches out to the processes only where it need not even out their sizes.
+        self.accelerator.even_batches = False
         return self.accelerator.prepare(loader)
 
     def seeds(self, utterances: torch.Tensor, step: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+
 from e2e_tts.trainers.prepare import COLUMNS, read_metadata
 
 logger = logging.getLogger(__name__)

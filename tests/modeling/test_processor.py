@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+
 from e2e_tts.modeling import text_frontend
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 from e2e_tts.modeling.text_frontend import ENGLISH_PHONEMES, TextFrontend, build_phoneme_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 SENTENCES = [
     "Dr. Smith paid $3.50 at 7:45 a.m. on March 3rd, 1998; about 35% of 1,200 zyxophones!",

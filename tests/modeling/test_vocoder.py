@@ -7,6 +7,7 @@ import pytest
 import soundfile as sf
 import torch
 from datasets import Dataset
+
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, length_mask
 from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 from e2e_tts.modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+
 from e2e_tts.pipelines import judges, scoring
 
 RATE = 16000
@@ -246,6 +247,34 @@ def test_waveforms_are_checked_and_resampled():
     ):
         with pytest.raises(ValueError, match=message):
             judges.prepare_waveform(waveform, rate)
+
+
+def test_a_local_transformers_model_is_a_recogniser(tmp_path):
+    from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    vocabulary = {symbol: index for index, symbol in enumerate(["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDE"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    config = Wav2Vec2Config(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    for part in (
+        Wav2Vec2ForCTC(config),
+        Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")),
+        Wav2Vec2FeatureExtractor(),
+    ):
+        part.save_pretrained(tmp_path)
+    recogniser = judges.load_recogniser(str(tmp_path), device="cpu")
+    assert isinstance(recogniser.transcribe(tone(24000), 24000), str)
+    assert recogniser.transcribe(np.zeros(0, np.float32), 24000) == ""
+    with pytest.raises(TypeError, match="no option cpu_threads"):
+        judges.load_recogniser(str(tmp_path), cpu_threads=1)
 
 
 def test_characters_turn_words_into_letters():

@@ -1,0 +1,161 @@
+"""Makes a checkpoint fit for release: `python -m e2e_tts.pipelines.release --help`.
+
+The folder holds model, processor, pipeline and all their code, in half precision: what a Hub repository needs beside
+its card. Loading it gives float32 again. What only training uses is left out.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from datasets import load_from_disk
+from transformers import AutoModel, AutoProcessor
+
+from e2e_tts.modeling import E2ETTSModel, TextToSpeechProcessor
+
+from .text_to_speech import TextToSpeechPipeline
+
+# Weights that no inference reads: the classes that the speaker encoder was trained to tell apart.
+TRAINING_WEIGHTS = ("speaker.classes.",)
+
+
+def save_release(
+    model: E2ETTSModel, processor: TextToSpeechProcessor, folder: str | Path, dtype: torch.dtype = torch.float16
+) -> None:
+    """Saves everything that speaking needs to `folder`, weights as `dtype`. The model itself stays as it is.
+
+    Raises ValueError where the processor's vocabulary or features are not the model's, and for weights too large for
+    dtype.
+    """
+    check_processor(model, processor)
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+        if not name.startswith(TRAINING_WEIGHTS)
+    }
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"Weights that are not finite as {dtype}: {broken[:5]}; release as torch.float32.")
+    speaker = model.config.speaker_config
+    speakers, speaker.num_speakers = speaker.num_speakers, 0
+    try:
+        pipe = TextToSpeechPipeline(model=model, processor=processor, device=model.device)
+        pipe.save_pretrained(folder, state_dict=state)
+    finally:
+        speaker.num_speakers = speakers
+
+
+def check_processor(model: E2ETTSModel, processor: TextToSpeechProcessor) -> None:
+    """Raises ValueError, naming both values, where processor and model do not belong together."""
+    known, given = model.config.lm_config.text_config.vocab_size, len(processor.tokenizer)
+    if given > known:
+        raise ValueError(f"The processor's tokenizer has {given} tokens, the model's LM knows {known}.")
+    mel, expected = processor.feature_extractor.mel, model.config.encoder_config.mel
+    if mel != expected:
+        raise ValueError(f"The processor's mel {mel} is not the encoder's {expected}.")
+
+
+def load_checkpoint(folder: str | Path) -> E2ETTSModel:
+    """The composite in a folder. Raises ValueError, saying what is there instead, if there is none."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
+    kind = json.loads(path.read_text()).get("model_type")
+    if kind != "e2e_tts":
+        raise ValueError(f"{folder} holds a model of type {kind!r}; a complete model (type 'e2e_tts') is needed.")
+    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_processor(folder: str | Path, model: E2ETTSModel) -> TextToSpeechProcessor:
+    """The processor saved beside a model, or, as trainers save none, a new one for English phonemes."""
+    if (Path(folder) / "processor_config.json").is_file():
+        return AutoProcessor.from_pretrained(folder)
+    encoder = model.config.encoder_config
+    return TextToSpeechProcessor.build(mel=encoder.mel, frames_per_token=encoder.frames_per_token)
+
+
+def measure_voice(folder: str, source: str, speaker: str | None, token_rate: float) -> tuple[torch.Tensor, float]:
+    """A speaker's mean embedding (S,), normalised, and mean speaking rate in speech tokens per text token.
+
+    Over the training rows of an annotated data set (see `e2e_tts.trainers.annotate`) with this source, and this speaker
+    if given. Raises ValueError, naming what there is, if there are none.
+    """
+    rows = load_from_disk(folder)
+    missing = {"speaker_embedding", "text_ids", "seconds", "source", "speaker", "split"} - set(rows.column_names)
+    if missing:
+        raise ValueError(f"{folder} lacks the columns {sorted(missing)}; annotate it first.")
+    sources, speakers, splits = rows["source"][:], rows["speaker"][:], rows["split"][:]
+    chosen = [
+        index
+        for index, row in enumerate(zip(sources, speakers, splits, strict=True))
+        if row[0] == source and speaker in (None, row[1]) and row[2] == "train"
+    ]
+    if not chosen:
+        at_source = sorted({str(name) for name, origin in zip(speakers, sources, strict=True) if origin == source})
+        there = f"speakers {at_source[:20]}" if at_source else f"sources {sorted(set(sources))}"
+        wanted = f"{source}:{speaker}" if speaker else source
+        raise ValueError(f"{folder} has no training rows of {wanted}; it has {there}.")
+    rows = rows.select(chosen).select_columns(["speaker_embedding", "text_ids", "seconds"])
+    embedding = torch.tensor(rows["speaker_embedding"][:]).mean(dim=0)
+    rates = [row["seconds"] * token_rate / len(row["text_ids"]) for row in rows]
+    return torch.nn.functional.normalize(embedding, dim=-1), sum(rates) / len(rates)
+
+
+def add_voices(model: E2ETTSModel, voices: list[str]) -> None:
+    """Replaces the built-in voices. voices: NAME=DATASET_FOLDER:SOURCE[:SPEAKER]; the first one is the default."""
+    embeddings, rates = {}, {}
+    for entry in voices:
+        name, _, place = entry.partition("=")
+        folder, _, rest = place.partition(":")
+        source, _, speaker = rest.partition(":")
+        if not (name and folder and source):
+            raise ValueError(f"--voice is NAME=DATASET_FOLDER:SOURCE[:SPEAKER], got {entry!r}.")
+        embeddings[name], rates[name] = measure_voice(
+            folder, source, speaker or None, model.config.encoder_config.token_rate
+        )
+        print(f"voice {name}: {rates[name]:.3f} speech tokens per text token")
+    model.set_voices(embeddings, rates)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0].split(":")[0] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""example:
+  python -m e2e_tts.pipelines.release --model runs/end_to_end/final --module vocoder=runs/vocoder/final \\
+      --voice anna=runs/data/annotated:my_corpus:speaker_3 --output model_cards/small-en""",
+    )
+    parser.add_argument("--model", required=True, help="folder of a trained composite")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--module", action="append", default=[], metavar="NAME=FOLDER", help="replace a module (repeatable)"
+    )
+    parser.add_argument(
+        "--voice",
+        action="append",
+        default=[],
+        metavar="NAME=DATASET:SOURCE[:SPEAKER]",
+        help="built-in voice, a mean over training rows of an annotated data set (repeatable; first is default)",
+    )
+    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="of the files")
+    options = parser.parse_args(arguments)
+    try:
+        model = load_checkpoint(options.model)
+        for entry in options.module:
+            name, separator, folder = entry.partition("=")
+            if not separator or not (Path(folder) / "config.json").is_file():
+                raise ValueError(f"--module is NAME=FOLDER with the folder of a saved module, got {entry!r}.")
+            model.replace_module(name, AutoModel.from_pretrained(folder))
+        if options.voice:
+            add_voices(model, options.voice)
+        save_release(model, load_processor(options.model, model), options.output, getattr(torch, options.dtype))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    size = sum(file.stat().st_size for file in Path(options.output).rglob("*") if file.is_file())
+    print(f"{options.output}: {size / 1e6:.1f} MB, voices {list(model.config.voices)}")
+
+
+if __name__ == "__main__":
+    main()

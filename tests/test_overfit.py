@@ -1,0 +1,212 @@
+"""The whole path on eight recordings: prepare, annotate, the shipped recipes of all stages at small sizes, and speech.
+
+A model that cannot learn eight sentences by heart is broken somewhere between the data and the loss; every threshold
+here is far from what the run reaches and further from what an untrained model gives.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from e2e_tts.modeling import E2ETTSModel, SpeakerEncoderConfig, SpeakerEncoderModel
+from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
+from e2e_tts.trainers import annotate, prepare
+from e2e_tts.trainers.recipe import load_recipe
+from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance
+from e2e_tts.trainers.train import build_trainer
+
+CLIPS = Path(__file__).parent / "fixtures" / "clips"
+SENTENCES = 8
+CONFORMER, LM, DECODER = "model.encoder_config.encoder_config", "model.lm_config.text_config", "model.decoder_config"
+SIZES = [
+    # The recipe's reward model has the same Conformer settings as its encoder.
+    *(f"{CONFORMER}.{key}={value}" for key, value in (("hidden_size", 64), ("num_hidden_layers", 2))),
+    *(f"{CONFORMER}.{key}={value}" for key, value in (("num_attention_heads", 2), ("intermediate_size", 128))),
+    f"{CONFORMER}.subsampling_conv_channels=8",
+    *(f"{LM}.{key}={value}" for key, value in (("hidden_size", 64), ("num_hidden_layers", 2), ("head_dim", 32))),
+    *(f"{LM}.{key}=2" for key in ("num_attention_heads", "num_key_value_heads")),
+    f"{LM}.intermediate_size=192",
+    "model.lm_config.output_adapter_size=128",
+    *(f"{DECODER}.{key}={value}" for key, value in (("hidden_size", 64), ("num_hidden_layers", 2))),
+    *(f"{DECODER}.{key}={value}" for key, value in (("num_attention_heads", 2), ("intermediate_size", 128))),
+    # Untrained, this vocoder gives what its Griffin-Lim prior gives.
+    "model.vocoder_config={hidden_size: 32, num_layers: 1, intermediate_size: 32, istft_n_fft: 960}",
+    "model.vocoder_config.phase_prior_iterations=30",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """annotated/ with eight sentences of one voice to learn, two for dev, the others for test; speaker/ untrained."""
+    folder = tmp_path_factory.mktemp("overfit")
+    texts = [row["text"] for row in prepare.read_metadata(CLIPS)]
+    held_out = {"dev_texts": texts[SENTENCES : SENTENCES + 2], "test_texts": texts[SENTENCES + 2 :]}
+    (folder / "splits.json").write_text(json.dumps(held_out), encoding="utf-8")
+    torch.manual_seed(0)
+    SpeakerEncoderModel(SpeakerEncoderConfig(hidden_size=32, num_hidden_layers=2)).save_pretrained(folder / "speaker")
+    prepared = ["--output", str(folder / "prepared"), "--split-file", str(folder / "splits.json")]
+    prepare.main(["--source", str(CLIPS), *prepared])
+    encoder = ["--speaker_encoder", str(folder / "speaker")]
+    annotate.main(["--data", str(folder / "prepared"), *encoder, "--output", str(folder / "annotated")])
+    return folder
+
+
+def train(folder: Path, recipe: str, steps: int, rate: str, *overrides: str) -> SpeechTrainer:
+    """Runs a shipped recipe with the test's data and sizes; saves the model to <folder>/<recipe>."""
+    common = [
+        f'data.folders=["{folder}/annotated"]',
+        "data.weights={clips: 1.0}",
+        "data.seconds_per_batch=18",
+        "data.max_rows=8",
+        "rate_jitter=0",
+        f"arguments.max_steps={steps}",
+        f"arguments.learning_rate={rate}",
+        "arguments.lr_scheduler_type=linear",
+        "arguments.lr_scheduler_kwargs={}",
+        "arguments.warmup_steps=10",
+        "arguments.logging_steps=10",
+        'arguments.save_strategy="no"',
+    ]
+    trainer = build_trainer(load_recipe(recipe, [*common, *overrides]), str(folder / "runs"))
+    trainer.train()
+    trainer.model.save_pretrained(folder / recipe)
+    return trainer
+
+
+def logged(trainer: SpeechTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.fixture(scope="module")
+def joint(folder) -> SpeechTrainer:
+    initial = [f"init_modules.speaker={folder}/speaker", "learning_rates.encoder=3e-3", "lm_ramp_steps=50"]
+    return train(folder, "small_joint", 320, "3e-3", *initial, *SIZES)
+
+
+@pytest.fixture(scope="module")
+def refined_lm(folder, joint) -> SpeechTrainer:
+    return train(folder, "small_refine_lm", 250, "4e-3", f"init={folder}/small_joint")
+
+
+@pytest.fixture(scope="module")
+def refined_decoder(folder, joint) -> SpeechTrainer:
+    return train(folder, "small_refine_decoder", 200, "3e-3", f"init={folder}/small_joint")
+
+
+@pytest.fixture(scope="module")
+def end_to_end(folder, refined_lm, refined_decoder) -> SpeechTrainer:
+    modules = [
+        f"init={folder}/small_joint",
+        f"init_modules.lm={folder}/small_refine_lm/lm",
+        f"init_modules.decoder={folder}/small_refine_decoder/decoder",
+        f"init_modules.reward={folder}/small_joint/reward",
+    ]
+    rates = ["learning_rates.lm=1e-4", "learning_rates.decoder=3e-4", "arguments.logging_steps=5"]
+    return train(folder, "small_end_to_end", 30, "1e-4", *modules, *rates)
+
+
+@pytest.fixture(scope="module")
+def batch(joint) -> dict[str, torch.Tensor]:
+    """All sentences as one batch of model inputs; the voice is the mean of the clips' embeddings."""
+    rows = joint.train_dataset
+    inputs = joint.data_collator([rows[index] for index in range(len(rows))])
+    inputs["voice"] = torch.nn.functional.normalize(inputs["speaker_target"].mean(dim=0, keepdim=True), dim=-1)
+    return inputs
+
+
+@torch.no_grad()
+def speak(model: E2ETTSModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return model.eval().generate(
+        batch["text_ids"],
+        batch["text_mask"],
+        speaker_embedding=batch["voice"].expand(len(batch["text_ids"]), -1),
+        tokens_per_symbol=batch["tokens_per_symbol"],
+        temperature=0,
+        seed=0,
+    )
+
+
+@torch.no_grad()
+def true_tokens(model: E2ETTSModel, batch: dict[str, torch.Tensor]) -> list[list[int]]:
+    encoded = model.eval().encoder(batch["input_features"], batch["feature_mask"])
+    return [row[mask].tolist() for row, mask in zip(encoded.ids, encoded.mask, strict=True)]
+
+
+def spoken_tokens(spoken: dict[str, torch.Tensor]) -> list[list[int]]:
+    return [row[mask].tolist() for row, mask in zip(spoken["ids"], spoken["mask"], strict=True)]
+
+
+def label_error_rate(heard: list[list[int]], batch: dict[str, torch.Tensor]) -> float:
+    said = [[label for label in row if label != -100] for row in batch["ctc_labels"].tolist()]
+    return sum(map(edit_distance, heard, said)) / sum(map(len, said))
+
+
+def test_joint_training_learns_every_loss(joint, batch):
+    assert len(joint.train_dataset) == SENTENCES
+    asr, prior, flow = (logged(joint, f"loss_{name}") for name in ("asr", "prior", "flow"))
+    assert asr[0] > 4 and asr[-1] < 0.3
+    assert prior[-1] < prior[0] / 4
+    assert flow[-1] < flow[0] / 2
+    assert logged(joint, "loss_spk")[-1] < logged(joint, "loss_spk")[0] / 10
+    assert logged(joint, "loss_lm")[-1] < logged(joint, "loss_lm")[0] - 1.5
+    # The tokens carry the sentences, in more than a handful of codes.
+    assert logged(joint, "token_entropy")[-1] > 5
+    encoded = joint.model.eval().encoder(batch["input_features"], batch["feature_mask"])
+    assert label_error_rate(joint.model.reward.transcribe(encoded.codes, encoded.mask), batch) < 0.1
+
+
+def test_refined_lm_knows_the_sentences_by_heart_and_stops(refined_lm, batch):
+    assert logged(refined_lm, "loss_lm")[-1] < 0.2
+    true, spoken = true_tokens(refined_lm.model, batch), spoken_tokens(speak(refined_lm.model, batch))
+    for wanted, got in zip(true, spoken, strict=True):
+        assert abs(len(got) - len(wanted)) <= 2
+        assert 1 - edit_distance(got, wanted) / len(wanted) >= 0.8
+
+
+def test_refining_leaves_the_tokenizer_as_it_was(joint, refined_lm, refined_decoder, end_to_end):
+    for trainer, learnt in ((refined_lm, {"lm"}), (refined_decoder, {"decoder"}), (end_to_end, {"lm", "decoder"})):
+        before, after = joint.model.state_dict(), trainer.model.state_dict()
+        changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+        assert changed == learnt
+
+
+def test_refined_decoder_gains_on_the_joint_one(joint, refined_decoder):
+    assert logged(refined_decoder, "loss_prior")[-1] < logged(joint, "loss_prior")[-1]
+
+
+def test_end_to_end_improves_what_the_lm_predicts(refined_lm, end_to_end):
+    for name in ("asr", "flow", "prior"):
+        losses = torch.tensor(logged(end_to_end, f"predicted_loss_{name}"))
+        assert losses.isfinite().all()
+        assert losses[-2:].mean() < losses[0]
+    assert logged(end_to_end, "loss_lm")[-1] < logged(refined_lm, "loss_lm")[-1] + 0.3
+    assert max(logged(end_to_end, "loss_kl")) < 0.5
+
+
+def test_speech_is_the_sentence_that_was_asked_for(folder, end_to_end, batch):
+    model = AutoModel.from_pretrained(folder / "small_end_to_end")
+    spoken = speak(model, batch)
+    frames = (spoken["mask"].sum(dim=1) * 2).tolist()
+    recordings = [mel[mask] for mel, mask in zip(batch["input_features"], batch["feature_mask"], strict=True)]
+    for index, count in enumerate(frames):
+        distances = []
+        for recording in recordings:
+            common = min(count, len(recording))
+            distances.append(float((spoken["mel"][index, :common] - recording[:common]).abs().mean()))
+        assert min(range(SENTENCES), key=distances.__getitem__) == index
+        others = sorted(distances)[1:]
+        assert distances[index] < 0.7 * others[0]
+
+    # What the tokenizer and the reward model hear in the mel, and in the waveform, is the sentence.
+    encoded = model.encoder(spoken["mel"], spoken["mask"].repeat_interleave(2, dim=1))
+    assert label_error_rate(model.reward.transcribe(encoded.codes, encoded.mask), batch) < 0.2
+    audio = spoken["audio"]
+    assert audio.isfinite().all() and audio.shape[1] == 640 * spoken["mask"].shape[1]
+    for row, length in zip(audio, spoken["audio_lengths"].tolist(), strict=True):
+        assert row[:length].square().mean().sqrt() > 0.01 and not row[length:].any()
+    mel = MelSpectrogram(MelSpec())(audio)
+    encoded = model.encoder(mel, spoken["mask"].repeat_interleave(2, dim=1))
+    assert label_error_rate(model.reward.transcribe(encoded.codes, encoded.mask), batch) < 0.5

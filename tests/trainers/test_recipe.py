@@ -1,0 +1,73 @@
+"""Recipes: a typo fails and names the near misses, overrides, and what the package ships can be read."""
+
+import pytest
+import yaml
+
+from e2e_tts.modeling import E2ETTSConfig
+from e2e_tts.trainers.recipe import RECIPE_FOLDER, RecipeError, find_recipe, load_recipe, parse_recipe
+from e2e_tts.trainers.train_vocoder import read_recipe
+
+MINIMAL = {"train": ["lm"], "init": "somewhere"}
+SHIPPED = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_parse(name):
+    if "vocoder" in name:
+        assert read_recipe(find_recipe(name)).training["max_steps"] > 0
+        return
+    recipe = load_recipe(name)
+    assert recipe.train
+    if recipe.model is not None:
+        E2ETTSConfig(**recipe.model)
+
+
+def test_defaults():
+    recipe = parse_recipe(MINIMAL)
+    assert recipe.trainer == "joint" and recipe.losses.lm == 0.0 and recipe.gumbel.end == 0.3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"learning_rate": 1}, "'learning_rate' in recipe.*learning_rates"),
+        ({"losses": {"flwo": 1.0}}, r"'flwo' in recipe\.losses.*did you mean flow"),
+        ({"data": {"folder": []}}, r"'folder' in recipe\.data.*folders"),
+        ({"gumbel": {"stop": 1}}, r"recipe\.gumbel.*start"),
+        ({"train": ["encodr"]}, "'encodr' in modules.*encoder"),
+        ({"learning_rates": {"deocder": 1.0}}, "'deocder' in modules.*decoder"),
+        ({"init_modules": {"vocodr": "x"}}, "'vocodr' in modules.*vocoder"),
+        ({"arguments": {"learning_rat": 1}}, "'learning_rat' in arguments.*learning_rate"),
+        ({"model": {"decodr_config": {}}}, "'decodr_config' in model.*decoder_config"),
+        ({"model": {"lm_config": {"text_position": "x"}}}, r"model\.lm_config.*text_positions"),
+        ({"model": {"lm_config": {"text_config": {"hiden_size": 1}}}}, r"text_config.*hidden_size"),
+        ({"losses": {"zzzzzz": 1.0}}, "known: asr, flow, lm"),
+        ({"losses": 3}, r"recipe\.losses must be a mapping"),
+        ({"trainer": "jiont"}, "joint, component or end_to_end, got 'jiont'"),
+        ({"train": []}, "train is empty"),
+        ({"init": None}, "either init .* or model"),
+    ],
+)
+def test_mistakes_are_refused(change, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({**MINIMAL, **change})
+
+
+def test_overrides(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**MINIMAL, "arguments": {"max_steps": 5, "seed": 1}, "losses": {"lm": 0.1}}))
+    overrides = ["arguments.max_steps=9", "losses.lm=1e-2", "train=[lm, decoder]", "data.weights.new=2", "kl=0.1"]
+    recipe = load_recipe(str(file), overrides)
+    assert recipe.arguments == {"max_steps": 9, "seed": 1}
+    assert recipe.losses.lm == 0.01 and recipe.kl == 0.1
+    assert recipe.train == ["lm", "decoder"]
+    assert recipe.data.weights == {"new": 2}
+    with pytest.raises(RecipeError, match=r"key\.sub=value, got 'kl'"):
+        load_recipe(str(file), ["kl"])
+    with pytest.raises(RecipeError, match=r"'lmm' in .*mine\.yaml\.losses"):
+        load_recipe(str(file), ["losses.lmm=1"])
+
+
+def test_unknown_recipe_names_the_near_ones():
+    with pytest.raises(RecipeError, match=r"No recipe 'small_jont'.*small_joint"):
+        load_recipe("small_jont")

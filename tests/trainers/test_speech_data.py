@@ -1,0 +1,128 @@
+"""Data: batches that depend on seed and number alone, exact lengths, padding that is zero."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from factories import make_clip, make_dataset, make_rows
+
+from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
+from e2e_tts.trainers.speech_data import Collator, MixtureBatches, SpeechDataset, decode, load_prepared
+
+
+def lengths_only(count: int = 200) -> Dataset:
+    random = np.random.default_rng(0)
+    seconds = random.uniform(0.5, 12.0, count)
+    return Dataset.from_dict({"seconds": seconds, "source": [("a", "b", "c")[i % 3] for i in range(count)]})
+
+
+def batches_of(rows: Dataset, count: int = 60, seed: int = 0, **settings) -> list[list[int]]:
+    settings = {"weights": {"a": 3.0, "b": 1.0}, "seconds_per_batch": 40.0, "max_rows": 6, **settings}
+    return list(MixtureBatches(rows, num_batches=count, seed=seed, **settings))
+
+
+def test_batches_are_deterministic():
+    rows = lengths_only()
+    first = batches_of(rows)
+    assert first == batches_of(rows)
+    assert first != batches_of(rows, seed=1)
+    # Batch k depends on (seed, k) alone: a longer run begins with the same batches.
+    assert batches_of(rows, count=130)[:60] == first
+    assert len(first) == 60 and len(MixtureBatches(rows, {"a": 1.0}, 7, 0, 40.0)) == 7
+
+
+def test_batches_respect_the_limits():
+    rows = lengths_only()
+    seconds = np.asarray(rows["seconds"][:])
+    for batch in batches_of(rows, count=200, max_seconds=8.0):
+        assert 1 <= len(batch) <= 6
+        assert seconds[batch].max() <= 8.0
+        assert len(batch) * seconds[batch].max() <= 40.0
+
+
+def test_a_clip_longer_than_a_batch_stands_alone():
+    rows = lengths_only()
+    for batch in batches_of(rows, seconds_per_batch=3.0):
+        assert len(batch) == 1 or len(batch) * max(rows["seconds"][i] for i in batch) <= 3.0
+
+
+def test_sources_have_their_shares():
+    rows = lengths_only()
+    source = np.asarray(rows["source"][:])
+    members = source[[index for batch in batches_of(rows, count=400) for index in batch]]
+    assert set(members) == {"a", "b"}
+    assert abs((members == "a").mean() - 0.75) < 0.04
+
+
+def test_batches_hold_similar_lengths():
+    rows = lengths_only()
+    seconds = np.asarray(rows["seconds"][:])
+    spreads = [np.ptp(seconds[batch]) for batch in batches_of(rows, count=200)]
+    assert np.mean(spreads) < 1.0
+
+
+def test_source_without_rows_is_refused():
+    with pytest.raises(ValueError, match="source 'd', of which there are no rows"):
+        batches_of(lengths_only(), weights={"a": 1.0, "d": 1.0})
+    with pytest.raises(ValueError, match="source 'a'"):
+        batches_of(lengths_only(), max_seconds=0.1)
+
+
+def test_prepared_folders(tmp_path):
+    folder = make_dataset(str(tmp_path / "data"))
+    assert len(load_prepared([folder], "train")) == 12
+    assert len(load_prepared([folder, folder], "dev")) == 6
+    with pytest.raises(ValueError, match="No rows of split 'test'"):
+        load_prepared([folder], "test")
+    with pytest.raises(ValueError, match="No rows of split 'train'"):
+        load_prepared([], "train")
+
+
+def test_decoding():
+    row = make_rows(1)[0]
+    samples = decode(row["audio"], 16000)
+    assert samples.dtype == np.float32 and len(samples) / 16000 == row["seconds"]
+    with pytest.raises(ValueError, match="prepared at 16000 Hz but the recipe's mel is at 24000 Hz"):
+        decode(row["audio"], 24000)
+
+
+@pytest.mark.parametrize("frames_per_token", [2, 4])
+def test_collator_lengths_are_exact_and_padding_is_zero(frames_per_token):
+    dataset = SpeechDataset(Dataset.from_list(make_rows(5)), MelSpec())
+    rows = [dataset[index] for index in range(5)]
+    rows[0]["waveform"] = make_clip(0.04, 0)  # 640 samples: exactly one token of two frames
+    rows[1]["waveform"] = make_clip(0.04, 0)[:1]
+    batch = Collator(MelSpec(), frames_per_token)(rows)
+    samples_per_token = 320 * frames_per_token
+    tokens = torch.tensor([-(-len(row["waveform"]) // samples_per_token) for row in rows])
+    frames = batch["feature_mask"].sum(dim=1)
+    assert torch.equal(frames, tokens * frames_per_token)
+    assert tokens[:2].tolist() == [1, 1]
+    assert batch["input_features"].shape == (5, int(tokens.max()) * frames_per_token, 80)
+    assert not batch["input_features"][~batch["feature_mask"]].any()
+    # Valid frames come first, without holes.
+    assert torch.equal(batch["feature_mask"], torch.arange(batch["feature_mask"].shape[1])[None] < frames[:, None])
+    for index, row in enumerate(rows):
+        symbols = len(row["text_ids"])
+        assert batch["text_mask"][index].sum() == symbols
+        assert batch["text_ids"][index, :symbols].tolist() == row["text_ids"]
+        assert not batch["text_ids"][index, symbols:].any()
+        assert batch["ctc_labels"][index].tolist() == row["ctc_labels"] + [-100] * (
+            batch["ctc_labels"].shape[1] - len(row["ctc_labels"])
+        )
+        assert batch["tokens_per_symbol"][index] == pytest.approx(int(tokens[index]) / symbols)
+    assert batch["utterance"].tolist() == list(range(5))
+    assert batch["speaker_target"].shape == (5, 16)
+
+
+def test_collated_features_do_not_depend_on_the_batch():
+    dataset = SpeechDataset(Dataset.from_list(make_rows(4)), MelSpec())
+    rows = [dataset[index] for index in range(4)]
+    collator = Collator(MelSpec(), 2)
+    together = collator(rows)
+    for index, row in enumerate(rows):
+        alone = collator([row])["input_features"][0]
+        torch.testing.assert_close(together["input_features"][index, : len(alone)], alone)
+    padded = torch.nn.functional.pad(torch.from_numpy(rows[0]["waveform"]), (0, -len(rows[0]["waveform"]) % 640))
+    direct = MelSpectrogram(MelSpec())(padded[None])[0]
+    torch.testing.assert_close(together["input_features"][0, : len(direct)], direct)

@@ -1,0 +1,242 @@
+"""The three stages on a tiny data set: losses are logged, a stopped run resumes to the same ones, frozen is frozen."""
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from factories import (
+    composite_settings,
+    conformer_settings,
+    encoder_settings,
+    lm_settings,
+    make_composite,
+    make_dataset,
+)
+from safetensors.torch import load_file
+from transformers import AutoModel, TrainerCallback
+
+from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.trainers.recipe import parse_recipe
+from e2e_tts.trainers.stage_trainers import edit_distance, token_statistics
+from e2e_tts.trainers.train import build_trainer
+
+STEPS, STOP = 6, 3
+STAGES = {
+    "joint": {
+        "train": ["encoder", "reward", "lm", "decoder"],
+        "losses": {"lm": 0.1, "asr": 1.0, "spk": 1.0, "flow": 1.0, "prior": 1.0},
+        "lm_ramp_steps": 4,
+        "rate_jitter": 0.1,
+        "learning_rates": {"encoder": 5e-4},
+    },
+    "component": {"train": ["reward", "lm", "decoder"], "losses": {"lm": 1.0, "asr": 1.0, "flow": 1.0}},
+    "end_to_end": {
+        "train": ["lm", "decoder"],
+        "losses": {"lm": 0.5, "flow": 1.0},
+        "predicted_losses": {"asr": 1.0, "spk": 0.1, "flow": 1.0},
+        "kl": 0.1,
+    },
+}
+LOGGED = {
+    "joint": {"loss_lm", "loss_asr", "loss_spk", "loss_flow", "loss_prior"},
+    "component": {"loss_lm", "loss_asr", "loss_spk", "loss_flow", "loss_prior"},
+    "end_to_end": {"loss_lm", "loss_flow", "loss_prior", "loss_kl"}
+    | {"predicted_loss_asr", "predicted_loss_spk", "predicted_loss_flow", "predicted_loss_prior"},
+}
+
+
+class Stop(TrainerCallback):
+    """Kills a run right after a step, as a machine would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("stages")
+    # Dropout is on: a resumed run must also go on with the same random state.
+    conformer = conformer_settings(dropout=0.1, activation_dropout=0.1)
+    settings = composite_settings(
+        encoder_config=encoder_settings(encoder_config=conformer), lm_config=lm_settings(text_positions="aligned")
+    )
+    make_composite(**settings).save_pretrained(root / "start")
+    return {"data": make_dataset(str(root / "data")), "start": str(root / "start")}
+
+
+def trainer_of(stage: str, folders: dict[str, str], output: str, **changes):
+    values = {
+        "trainer": stage,
+        "init": folders["start"],
+        "data": {
+            "folders": [folders["data"]],
+            "weights": {"first": 2.0, "second": 1.0},
+            "seconds_per_batch": 2.0,
+            "max_rows": 3,
+            "eval_rows": 3,
+        },
+        "arguments": {
+            "max_steps": STEPS,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "logging_steps": 1,
+            "save_steps": 2,
+            "use_cpu": True,
+            "disable_tqdm": True,
+        },
+        **STAGES[stage],
+    }
+    values["arguments"] |= changes.pop("arguments", {})
+    return build_trainer(parse_recipe(values | changes), output)
+
+
+def losses_logged(trainer) -> dict[int, dict[str, float]]:
+    return {
+        entry["step"]: {name: value for name, value in entry.items() if "loss" in name or name == "learning_rate"}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage(stage, folders, tmp_path):
+    trainer = trainer_of(stage, folders, str(tmp_path))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.train()
+    history = losses_logged(trainer)
+    assert list(history) == list(range(1, STEPS + 1))
+    for losses in history.values():
+        assert LOGGED[stage] <= set(losses)
+        assert all(torch.isfinite(torch.tensor(value)) for value in losses.values())
+    assert all({"token_entropy", "code_use"} <= set(entry) for entry in trainer.state.log_history if "loss" in entry)
+    changed = {
+        name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert changed == set(STAGES[stage]["train"])
+    metrics = trainer.evaluate()
+    assert {f"eval_{name}" for name in LOGGED[stage]} <= set(metrics)
+    if stage != "end_to_end":
+        assert 0 <= metrics["eval_label_error_rate"] <= 20
+    assert metrics == trainer.evaluate()
+
+
+@pytest.mark.parametrize("stage", ["joint", "end_to_end"])
+def test_a_stopped_run_resumes_to_the_same_losses(stage, folders, tmp_path):
+    whole = trainer_of(stage, folders, str(tmp_path / "whole"))
+    whole.train()
+    stopped = trainer_of(stage, folders, str(tmp_path / "stopped"))
+    stopped.add_callback(Stop(STOP))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    resumed = trainer_of(stage, folders, str(tmp_path / "stopped"))
+    resumed.train(resume_from_checkpoint=True)
+    expected, got = losses_logged(whole), losses_logged(resumed)
+    # The checkpoint is of step 2; step 3 was lost and is done again.
+    assert list(got) == list(range(1, STEPS + 1))
+    assert got == expected
+    for (name, value), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_anchor_stays_the_lm_of_the_start(folders, tmp_path):
+    fast = {"learning_rate": 2e-2, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    trainer = trainer_of("end_to_end", folders, str(tmp_path), arguments={"max_steps": 2, **fast})
+    trainer.train()
+    start = AutoModel.from_pretrained(folders["start"]).lm
+    resumed = trainer_of("end_to_end", folders, str(tmp_path), arguments={"max_steps": 3, **fast})
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, resumed.reference_lm.state_dict()[name]), name
+    assert any(
+        not torch.equal(value, resumed.model.lm.state_dict()[name]) for name, value in start.state_dict().items()
+    )
+    assert not any(parameter.requires_grad for parameter in resumed.reference_lm.parameters())
+    assert losses_logged(resumed)[1]["loss_kl"] == 0.0 and losses_logged(resumed)[3]["loss_kl"] > 0.0
+
+
+def test_checkpoints_load(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path), arguments={"max_steps": 2})
+    trainer.train()
+    trained = trainer.model.state_dict()
+    loaded = AutoModel.from_pretrained(tmp_path / "checkpoint-2")
+    assert isinstance(loaded, E2ETTSModel)
+    assert set(loaded.state_dict()) == set(trained)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+    assert torch.equal(loaded.encoder.quantizer.codebook, trainer.model.encoder.quantizer.codebook)
+    lm = AutoModel.from_pretrained(tmp_path / "checkpoint-2" / "lm")
+    assert torch.equal(lm.code_keys.inner.weight, trained["lm.code_keys.inner.weight"])
+    assert torch.equal(lm.quantizer.codebook, trainer.model.lm.quantizer.codebook)
+    stored = load_file(tmp_path / "checkpoint-2" / "encoder" / "model.safetensors")
+    assert stored and not any("codebook" in name for name in stored)
+
+
+def test_accumulated_batches_are_averaged(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path), arguments={"gradient_accumulation_steps": 2, "max_steps": 2})
+    trainer.train()
+    weights = {"loss_lm": 0.1, "loss_asr": 1.0, "loss_spk": 1.0, "loss_flow": 1.0, "loss_prior": 1.0}
+    for step, losses in losses_logged(trainer).items():
+        total = sum(weight * losses[name] for name, weight in weights.items())
+        total -= weights["loss_lm"] * losses["loss_lm"] * (1 - step / 4)  # the ramp
+        assert losses["loss"] == pytest.approx(total, abs=2e-3)
+
+
+def test_draws_are_keyed_by_run_step_and_utterance(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path))
+    utterances = torch.arange(50)
+    seeds = torch.cat([trainer.seeds(utterances, step) for step in range(20)])
+    assert len(seeds.unique()) == 1000 and seeds.min() >= 0
+    rows = [trainer.train_dataset[index] for index in (0, 1, 2)]
+    drawn = trainer.draw_inputs(trainer.data_collator(rows), 5)
+    again = trainer.draw_inputs(trainer.data_collator(rows[1:2]), 5)
+    torch.testing.assert_close(drawn["speaker_embedding"][1], again["speaker_embedding"][0])
+    torch.testing.assert_close(drawn["tokens_per_symbol"][1], again["tokens_per_symbol"][0])
+    # The voice comes from another clip of the speaker.
+    for row, voice in zip(rows, drawn["speaker_embedding"], strict=True):
+        others = [i for i in range(12) if trainer.speakers[i] == row["speaker"] and i != row["index"]]
+        assert any(torch.equal(voice, trainer.embeddings[i]) for i in others)
+
+
+def test_batches_can_be_shared_among_processes(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path))
+    sampler = trainer.get_train_dataloader().batch_sampler
+    even = trainer.accelerator.even_batches
+    shards = [list(BatchSamplerShard(sampler, 2, process, even_batches=even)) for process in (0, 1)]
+    batches = list(sampler)
+    assert shards == [batches[0::2], batches[1::2]] and len(batches) == STEPS
+
+
+@pytest.mark.parametrize(
+    "stage, train, message",
+    [
+        ("component", ["encoder", "lm"], "take encoder out"),
+        ("end_to_end", ["reward", "lm"], r"take \['reward'\] out"),
+        ("end_to_end", ["encoder", "lm"], r"take \['encoder'\] out"),
+    ],
+)
+def test_stages_refuse_to_train_what_they_freeze(stage, train, message, folders, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        trainer_of(stage, folders, str(tmp_path), train=train)
+
+
+def test_max_steps_is_needed(folders, tmp_path):
+    with pytest.raises(ValueError, match="max_steps must be set"):
+        trainer_of("joint", folders, str(tmp_path), arguments={"max_steps": -1})
+
+
+def test_a_broken_loss_names_the_utterances(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path))
+    with torch.no_grad():
+        trainer.model.decoder.project_out.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*utterances \["):
+        trainer.train()
+
+
+def test_edit_distance_and_token_statistics():
+    assert edit_distance([1, 2, 3], [1, 3]) == 1
+    assert edit_distance([], [4, 4]) == 2 and edit_distance([1, 2], [2, 1]) == 2
+    assert token_statistics(torch.tensor([5, 5, 5, 5])) == {"token_entropy": 2.0, "code_use": 1.0}
+    assert token_statistics(torch.tensor([7, 0, 0, 0])) == {"token_entropy": 0.0, "code_use": 0.25}
