@@ -1,4 +1,4 @@
-"""Log-mel features with exact lengths: a waveform of L samples gives L / hop_length frames, alone or padded in a batch."""
+"""Log-mel features with exact lengths: L samples give L / hop_length frames, alone or padded in a batch."""
 
 import math
 from dataclasses import asdict, dataclass, fields

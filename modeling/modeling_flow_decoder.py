@@ -51,7 +51,9 @@ class FlowDecoderModel(PreTrainedModel):
         self.project_in = nn.Linear(size + (3 if config.use_prior else 2) * mels, size)
         self.time_embedding = TimeEmbedding(size)
         self.blocks = nn.ModuleList(
-            DiTBlock(size, config.num_attention_heads, config.intermediate_size, config.conv_kernel_size, config.dropout)
+            DiTBlock(
+                size, config.num_attention_heads, config.intermediate_size, config.conv_kernel_size, config.dropout
+            )
             for _ in range(config.num_hidden_layers)
         )
         self.final_modulation = nn.Linear(size, 2 * size)
@@ -80,12 +82,12 @@ class FlowDecoderModel(PreTrainedModel):
     def condition(
         self, codes: torch.Tensor, mask: torch.Tensor, speaker_embedding: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Codes (B, T, D) -> condition (B, T_mel, d), the mel regressed from it (normalised) and the projected voice."""
+        """Codes (B, T, D) -> condition (B, T_mel, d), the regressed mel (normalised), the projected voice."""
         hidden_states = self.from_code(codes)
         voice = None
         if self.speaker_projection is not None:
             if speaker_embedding is None:
-                raise ValueError("This decoder needs a speaker embedding (B, speaker_dim): give a reference or a voice.")
+                raise ValueError("The decoder needs a speaker embedding (B, speaker_dim): give a reference or a voice.")
             voice = self.speaker_projection(speaker_embedding.to(hidden_states.dtype))
             hidden_states = hidden_states + voice[:, None]
         for block in self.token_blocks:

@@ -67,7 +67,8 @@ class RewardModel(PreTrainedModel):
         size = config.encoder_config.hidden_size
         self.from_code = nn.Linear(len(config.levels), size)
         self.conformer = ConformerStack(config.encoder_config, config.conv_norm)
-        self.ctc_head = nn.Linear(size, config.ctc_vocab_size * config.ctc_upsampling) if config.ctc_vocab_size else None
+        labels = config.ctc_vocab_size * config.ctc_upsampling
+        self.ctc_head = nn.Linear(size, labels) if labels else None
         self.pooling = AttentivePooling(size) if config.speaker_dim or config.num_emotions else None
         self.speaker_head = nn.Linear(2 * size, config.speaker_dim) if config.speaker_dim else None
         self.emotion_head = nn.Linear(2 * size, config.num_emotions) if config.num_emotions else None

@@ -57,7 +57,9 @@ class SpeakerEncoderModel(PreTrainedModel):
         self.norm = nn.LayerNorm(size)
         self.attention = nn.Linear(size, size)
         self.project_out = nn.Linear(2 * size, config.embedding_size)
-        self.classes = nn.Linear(config.embedding_size, config.num_speakers, bias=False) if config.num_speakers else None
+        self.classes = None
+        if config.num_speakers:
+            self.classes = nn.Linear(config.embedding_size, config.num_speakers, bias=False)
         self.post_init()
 
     def forward(

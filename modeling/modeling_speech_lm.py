@@ -182,7 +182,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         index = torch.arange(length, device=text_ids.device, dtype=torch.float32).expand(batch, -1)
         if self.config.text_positions == "aligned":
             if tokens_per_symbol is None:
-                raise ValueError('text_positions="aligned" needs tokens_per_symbol: speech tokens per text token, (B,).')
+                raise ValueError('text_positions="aligned" needs tokens_per_symbol (B,): speech tokens per text token.')
             zero = index.new_zeros((batch, 1))
             text_positions = (index + 0.5) * tokens_per_symbol.to(index)[:, None]
             positions = torch.cat([zero, zero, text_positions, zero], dim=1)

@@ -10,6 +10,10 @@ import yaml
 from transformers import PreTrainedConfig, TrainingArguments
 
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
+from e2e_tts.modeling.configuration_vocoder import VocoderConfig
+
+from .vocoder_data import CropSettings
+from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 MODULE_NAMES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
@@ -100,7 +104,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.trainer not in ("joint", "component", "end_to_end"):
-            raise RecipeError(f"trainer must be joint, component or end_to_end, got {self.trainer!r}.")
+            raise RecipeError(f"trainer must be joint, component, end_to_end or vocoder, got {self.trainer!r}.")
         for name in [*self.train, *self.learning_rates, *self.init_modules]:
             _check_key(name, MODULE_NAMES, "modules")
         for name in self.arguments:
@@ -111,6 +115,24 @@ class Recipe:
             raise RecipeError("train is empty: name the modules that learn, e.g. [encoder, reward, lm, decoder].")
         if self.init is None and self.model is None:
             raise RecipeError("A recipe needs either init (a folder to start from) or model (a configuration).")
+
+
+@dataclass
+class VocoderRecipe:
+    """Training of the vocoder. folders hold prepared speech; model is a `VocoderConfig`; arguments as in `Recipe`."""
+
+    trainer: str = "vocoder"
+    folders: list[str] = field(default_factory=list)
+    model: dict = field(default_factory=dict)
+    losses: VocoderLossSettings = field(default_factory=VocoderLossSettings)
+    discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
+    crops: CropSettings = field(default_factory=CropSettings)
+    arguments: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.arguments:
+            _check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
+        _check_model(self.model, VocoderConfig, "model")
 
 
 def _check_key(key: str, known: typing.Iterable[str], where: str) -> None:
@@ -146,9 +168,9 @@ def _build(cls: type, values: dict, where: str) -> typing.Any:
     return cls(**built)
 
 
-def parse_recipe(values: dict, where: str = "recipe") -> Recipe:
+def parse_recipe(values: dict, where: str = "recipe") -> Recipe | VocoderRecipe:
     """Builds a recipe from a mapping. Raises RecipeError for unknown keys, with the near misses."""
-    return _build(Recipe, values, where)
+    return _build(VocoderRecipe if values.get("trainer") == "vocoder" else Recipe, values, where)
 
 
 def find_recipe(name: str) -> Path:
@@ -158,10 +180,11 @@ def find_recipe(name: str) -> Path:
             return path
     shipped = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
     near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
-    raise RecipeError(f"No recipe {name!r}; {'near: ' + ', '.join(near) if near else 'shipped: ' + ', '.join(shipped)}.")
+    hint = f"near: {', '.join(near)}" if near else f"shipped: {', '.join(shipped)}"
+    raise RecipeError(f"No recipe {name!r}; {hint}.")
 
 
-def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe | VocoderRecipe:
     """Reads a recipe and applies overrides such as "arguments.max_steps=100"; values are YAML."""
     values = yaml.load(find_recipe(name).read_text(), _Loader) or {}
     for override in overrides:

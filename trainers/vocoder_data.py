@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,21 @@ def read_audio(
         samples = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
         rate = file.samplerate
     return samples if rate == sampling_rate else soxr.resample(samples, rate, sampling_rate).astype(np.float32)
+
+
+@dataclass
+class CropSettings:
+    """Which crops to train on.
+
+    crop_seconds: length of a crop, rounded to whole mel frames. source_weights: share of the crops by source, None
+    for all data by duration. gain_db: random level change, see `CropDataset`. eval_crops: size of the fixed
+    evaluation set, of the dev split; 0 for none.
+    """
+
+    crop_seconds: float = 0.8
+    source_weights: dict[str, float] | None = None
+    gain_db: float = 6.0
+    eval_crops: int = 0
 
 
 class CropDataset(Dataset):

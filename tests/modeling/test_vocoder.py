@@ -13,7 +13,8 @@ from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 from e2e_tts.modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses
 from e2e_tts.modeling.griffin_lim import analyse, griffin_lim, overlap_add
 from e2e_tts.modeling.modeling_vocoder import VocoderModel
-from e2e_tts.trainers.train_vocoder import build_trainer, read_recipe
+from e2e_tts.trainers.recipe import load_recipe
+from e2e_tts.trainers.train import build_vocoder_trainer
 from e2e_tts.trainers.vocoder_data import CropDataset
 
 SMALL = {"hidden_size": 16, "num_layers": 2, "intermediate_size": 32}
@@ -181,28 +182,31 @@ def test_crops_depend_on_seed_and_index_alone(dataset):
         CropDataset(dataset, 4, 3200, 16000, seed=0, source_weights={"nobody": 1.0})
 
 
-def write_recipe(path, steps: int, extra: str = "") -> str:
+def write_recipe(path, steps: int, extra: str = "", folder: str = "nowhere") -> str:
     path.write_text(
         f"""
+trainer: vocoder
+folders: ["{folder}"]
 model: {{hidden_size: 16, num_layers: 2, intermediate_size: 32}}
-loss: {{fft_sizes: [256, 512]{extra}}}
+losses: {{fft_sizes: [256, 512]{extra}}}
 discriminator:
   {{start_step: 2, samples: 1600, periods: [3], period_channels: [4, 4], fft_sizes: [128],
     spectrogram_channels: [4, 4]}}
 crops: {{crop_seconds: 0.2}}
-training:
+arguments:
   {{max_steps: {steps}, per_device_train_batch_size: 2, logging_steps: 1, save_steps: 4, learning_rate: 1.0e-3,
-    report_to: none, disable_tqdm: true, use_cpu: true, seed: 5}}
+    disable_tqdm: true, use_cpu: true, seed: 5}}
 """
     )
     return str(path)
 
 
 def test_a_killed_run_resumes_to_the_same_losses(dataset, tmp_path):
-    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", 7))
-    whole = build_trainer(recipe, dataset, str(tmp_path / "run"))
+    dataset.save_to_disk(str(tmp_path / "data"))
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", 7, folder=str(tmp_path / "data")))
+    whole = build_vocoder_trainer(recipe, str(tmp_path / "run"))
     whole.train()
-    resumed = build_trainer(recipe, dataset, str(tmp_path / "run"))
+    resumed = build_vocoder_trainer(recipe, str(tmp_path / "run"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
 
     def losses(trainer):
@@ -220,13 +224,11 @@ def test_a_killed_run_resumes_to_the_same_losses(dataset, tmp_path):
 
 def test_a_typo_in_a_recipe_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"log_magnitud.*log_magnitude"):
-        read_recipe(write_recipe(tmp_path / "recipe.yaml", 1, ", log_magnitud: 1.0"))
+        load_recipe(write_recipe(tmp_path / "recipe.yaml", 1, ", log_magnitud: 1.0"))
 
 
 def test_the_shipped_recipe_is_readable_and_small():
-    from e2e_tts import trainers
-
-    recipe = read_recipe(f"{trainers.__path__[0]}/recipes/small_vocoder.yaml")
-    size = sum(parameter.numel() for parameter in VocoderModel(recipe.model).parameters())
+    recipe = load_recipe("small_vocoder")
+    size = sum(parameter.numel() for parameter in VocoderModel(VocoderConfig(**recipe.model)).parameters())
     assert 2 * size < 7e6
     assert np.isclose(sum(recipe.crops.source_weights.values()), 1.0)
