@@ -107,7 +107,7 @@ def refined_lm(folder, joint) -> Stage:
 
 @pytest.fixture(scope="module")
 def refined_decoder(folder, joint) -> Stage:
-    return train(folder, "small_refine_decoder", 400, "3e-3", f"init={folder}/small_joint")
+    return train(folder, "small_refine_decoder", 200, "3e-3", f"init={folder}/small_joint")
 
 
 @pytest.fixture(scope="module")
