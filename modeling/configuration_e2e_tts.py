@@ -20,7 +20,7 @@ class SpeechEncoderConfig(PreTrainedConfig):
     encoder_config (`ParakeetEncoderConfig`): the Conformer below FSQ, subsampling included.
     mel (`dict`): the features it reads (fields of `MelSpec`).
     levels (`list[int]`): FSQ levels per dimension; 3 ** 8 = 6561 codes in the paper.
-    bounding (`str`): "sigmoid" uses all levels evenly, "tanh" is the classic form.
+    bounding (`str`): "sigmoid" keeps the outer levels in use, "tanh" is the classic form.
     conv_norm (`str`): "layer" makes the Conformer batch-invariant in training; "batch" keeps a pretrained encoder's
         statistics, frozen.
     subsampling_time_strides (`list[int]`, *optional*): stride in time of each subsampling convolution; by default

@@ -53,7 +53,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def bound(self, z: torch.Tensor) -> torch.Tensor:
         """Maps reals to [0, level - 1] in every dimension, differentiably."""
-        # The sigmoid with slope 1.6 is close to a Gaussian's distribution function: normal inputs fill levels evenly.
+        # The sigmoid with slope 1.6 is close to a Gaussian's distribution function: normal inputs reach all levels.
         unit = torch.sigmoid(1.6 * z) if self.bounding == "sigmoid" else (torch.tanh(z) * 0.999 + 1.0) / 2.0
         return unit * self.steps
 
