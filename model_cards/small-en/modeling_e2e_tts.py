@@ -1,0 +1,401 @@
+"""The composite: speech tokenizer, reward model, LM, flow decoder, speaker encoder and vocoder as one model."""
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import ModelOutput
+
+from .audio_features import MelSpec, length_mask
+from .auto_classes import register
+from .configuration_e2e_tts import E2ETTSConfig
+from .modeling_flow_decoder import FlowDecoderModel
+from .modeling_reward import RewardModel
+from .modeling_speaker import SpeakerEncoderModel
+from .modeling_speech_encoder import SpeechEncoderModel
+from .modeling_speech_lm import SpeechLM
+from .modeling_vocoder import VocoderModel
+from .randomness import seeded_noise
+
+GUMBEL = 11  # salt of the Gumbel noise of one utterance
+# What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
+STOCK_PIPELINE_SETTINGS = ("return_dict_in_generate", "max_new_tokens", "pad_token_id")
+MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
+
+
+@dataclass
+class E2ETTSOutput(ModelOutput):
+    """
+    Named losses (scalars; None where not asked for): loss_lm, loss_asr, loss_spk, loss_ser, loss_flow, loss_prior on
+    true codes, the same with the prefix `predicted_` on codes that the LM predicts, and loss_kl, the divergence from
+    `reference_logits`. `lm_logits` (B, T + 1, vocab), `ids` and `mask` (B, T) are given for statistics.
+    """
+
+    loss_lm: torch.Tensor | None = None
+    loss_asr: torch.Tensor | None = None
+    loss_spk: torch.Tensor | None = None
+    loss_ser: torch.Tensor | None = None
+    loss_flow: torch.Tensor | None = None
+    loss_prior: torch.Tensor | None = None
+    predicted_loss_asr: torch.Tensor | None = None
+    predicted_loss_spk: torch.Tensor | None = None
+    predicted_loss_ser: torch.Tensor | None = None
+    predicted_loss_flow: torch.Tensor | None = None
+    predicted_loss_prior: torch.Tensor | None = None
+    loss_kl: torch.Tensor | None = None
+    lm_logits: torch.Tensor | None = None
+    ids: torch.LongTensor | None = None
+    mask: torch.BoolTensor | None = None
+    too_short: torch.BoolTensor | None = None
+
+
+class SpeechGenerationError(RuntimeError):
+    """Speech that would be noise or cut off is refused with this error instead of being returned."""
+
+
+class E2ETTSModel(PreTrainedModel):
+    """Text -> speech, and all losses of joint, separate and end-to-end training.
+
+    `voices` in the configuration names the built-in voices; their embeddings are the buffer `voice_embeddings`.
+    """
+
+    config_class = E2ETTSConfig
+    main_input_name = "text_ids"
+    base_model_prefix = ""
+    output_modalities = ("audio",)
+    _no_split_modules = ("ParakeetEncoderBlock", "Qwen3DecoderLayer", "DiTBlock")
+    _supports_sdpa = True
+
+    def __init__(self, config: E2ETTSConfig) -> None:
+        super().__init__(config)
+        self.encoder = SpeechEncoderModel(config.encoder_config)
+        self.reward = RewardModel(config.reward_config)
+        self.lm = SpeechLM(config.lm_config)
+        self.decoder = FlowDecoderModel(config.decoder_config)
+        self.speaker = SpeakerEncoderModel(config.speaker_config)
+        self.vocoder = VocoderModel(config.vocoder_config)
+        width = config.speaker_config.embedding_size
+        self.register_buffer("voice_embeddings", torch.zeros(len(config.voices), width))
+        self._frozen: tuple[str, ...] = ()
+        self.post_init()
+
+    def freeze(self, modules: Sequence[str]) -> None:
+        """Stops these modules from learning. They stay in eval mode inside train(); gradients still flow through."""
+        self._frozen = tuple(modules)
+        for name in MODULES:
+            getattr(self, name).requires_grad_(name not in self._frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "E2ETTSModel":
+        super().train(mode)
+        for name in self._frozen:
+            getattr(self, name).eval()
+        return self
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Modules are PreTrainedModels and initialise themselves; only what is the composite's own is left.
+        if module is self:
+            init.zeros_(self.voice_embeddings)
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.config.sampling_rate
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    # ---------------------------------------------------------------- training
+
+    def forward(
+        self,
+        input_features: torch.Tensor,
+        feature_mask: torch.Tensor,
+        text_ids: torch.LongTensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        mel: torch.Tensor | None = None,
+        ctc_labels: torch.LongTensor | None = None,
+        speaker_target: torch.Tensor | None = None,
+        emotion_labels: torch.LongTensor | None = None,
+        speaker_embedding: torch.Tensor | None = None,
+        tokens_per_symbol: torch.Tensor | None = None,
+        seeds: torch.LongTensor | None = None,
+        true_losses: Sequence[str] = ("lm", "reward", "flow"),
+        predicted_losses: Sequence[str] = (),
+        gumbel_temperature: float = 1.0,
+        predict_from: str = "codes",
+        reference_lm: SpeechLM | None = None,
+    ) -> E2ETTSOutput:
+        """The losses named in true_losses ("lm", "reward", "flow") on the tokenizer's codes and those named in
+        predicted_losses ("reward", "flow") on codes that the LM predicts by straight-through Gumbel-Softmax with
+        teacher-forced history (PAPER section 3, stage 3).
+
+        input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
+        the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
+        for, speaker_embedding (B, S) the voice given to LM and decoder, taken from other audio of the speaker.
+        seeds (B,) key every random draw. predict_from: "codes", or "hidden" to condition the decoder on LM states.
+        reference_lm: a frozen LM whose distribution anchors this one (loss_kl).
+        """
+        encoded = self.encoder(input_features, feature_mask)
+        codes, ids, mask = encoded.codes, encoded.ids, encoded.mask
+        if mel is None:
+            mel = input_features
+            specs = [MelSpec.from_dict(part.config.mel) for part in (self.decoder, self.encoder)]
+            if (difference := specs[0].differences(specs[1])) and "flow" in (*true_losses, *predicted_losses):
+                raise ValueError(f"The decoder's and the tokenizer's mel differ ({difference}): pass mel, its target.")
+        output = E2ETTSOutput(ids=ids, mask=mask)
+        if "reward" in true_losses:
+            reward = self.reward(codes, mask, ctc_labels, speaker_target, emotion_labels)
+            output.loss_asr, output.loss_spk, output.loss_ser = reward.loss_asr, reward.loss_spk, reward.loss_ser
+            output.too_short = reward.too_short
+        from_hidden = predict_from == "hidden"
+        lm_output = None
+        if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
+            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol)
+            lm_output = self.lm(*lm_inputs)
+            output.loss_lm, output.lm_logits = lm_output.loss, lm_output.logits
+            if reference_lm is not None:
+                with torch.no_grad():
+                    reference = reference_lm(*lm_inputs).logits
+                output.loss_kl = self._divergence(lm_output.logits, reference, mask)
+        if "flow" in true_losses:
+            source = lm_output.hidden_states[:, :-1] if from_hidden else codes
+            flow = self.decoder(source, mask, mel, seeds, speaker_embedding)
+            output.loss_flow, output.loss_prior = flow.loss_flow, flow.loss_prior
+        if predicted_losses:
+            predicted = self.predict_codes(lm_output.logits, mask, seeds, gumbel_temperature)
+            if "reward" in predicted_losses:
+                reward = self.reward(predicted, mask, ctc_labels, speaker_target, emotion_labels)
+                output.predicted_loss_asr, output.predicted_loss_spk = reward.loss_asr, reward.loss_spk
+                output.predicted_loss_ser = reward.loss_ser
+            if "flow" in predicted_losses:
+                source = lm_output.hidden_states[:, :-1] if from_hidden else predicted
+                flow = self.decoder(source, mask, mel, seeds, speaker_embedding)
+                output.predicted_loss_flow, output.predicted_loss_prior = flow.loss_flow, flow.loss_prior
+        return output
+
+    def predict_codes(
+        self, logits: torch.Tensor, mask: torch.Tensor, seeds: torch.LongTensor, temperature: float
+    ) -> torch.Tensor:
+        """Straight-through Gumbel-Softmax: LM logits (B, T + 1, vocab) -> hard codes (B, T, D) with soft gradients."""
+        logits = logits[:, :-1, : self.config.lm_config.num_codes].float()
+        noise = seeded_noise(seeds, GUMBEL, logits.shape[1:], logits.device, kind="gumbel")
+        soft = ((logits + noise) / temperature).softmax(dim=-1)
+        codebook = self.lm.quantizer.codebook
+        soft_codes = soft @ codebook
+        hard_codes = codebook[soft.argmax(dim=-1)]
+        return (hard_codes + (soft_codes - soft_codes.detach())) * mask[..., None]
+
+    @staticmethod
+    def _divergence(logits: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """KL(reference || model) over codes and END_OF_SPEECH, a mean per utterance, then over utterances."""
+        lengths = mask.sum(dim=1) + 1
+        positions = length_mask(lengths, logits.shape[1])
+        target = reference.log_softmax(dim=-1)
+        divergence = (target.exp() * (target - logits.log_softmax(dim=-1))).sum(dim=-1)
+        return ((divergence * positions).sum(dim=1) / lengths).mean()
+
+    # ---------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def embed_speaker(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Reference features (B, T_mel, n_mels) -> speaker embedding (B, S)."""
+        return self.speaker(features, mask).embedding
+
+    def _voice(self, names: str | Sequence[str], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        names = [names] * batch if isinstance(names, str) else list(names)
+        known = list(self.config.voices)
+        unknown = sorted({name for name in names if name not in known})
+        if unknown:
+            raise ValueError(f"Unknown voices {unknown}; this model has {known}, or give a reference clip.")
+        embeddings = self.voice_embeddings[[known.index(name) for name in names]]
+        return embeddings, torch.tensor([self.config.voices[name] for name in names], device=embeddings.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        text_ids: torch.LongTensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        voice: str | Sequence[str] | None = None,
+        reference_features: torch.Tensor | None = None,
+        reference_mask: torch.Tensor | None = None,
+        speaker_embedding: torch.Tensor | None = None,
+        prompt_text_ids: torch.LongTensor | None = None,
+        tokens_per_symbol: torch.Tensor | float | None = None,
+        speed: float = 1.0,
+        seed: int | None = None,
+        num_steps: int = 10,
+        guidance: float = 0.7,
+        decoder_temperature: float = 1.0,
+        vocoder: bool = True,
+        **sampling,
+    ) -> dict[str, torch.Tensor]:
+        """Text (B, N) -> {"audio": (B, L), "audio_lengths": (B,), "mel": (B, T_mel, n_mels), "ids": (B, T)}.
+
+        The voice is a built-in one by name, a reference (features of one clip for all rows, or one a row), or an
+        embedding; by default the first built-in voice. With prompt_text_ids (1, P), the transcript of the single
+        reference clip, LM and decoder continue that clip and its frames are cut from the output. `speed` divides the
+        length; `seed` makes the result repeatable. sampling goes to `SpeechLM.generate_codes`.
+
+        Raises SpeechGenerationError for speech that does not end within the length limit.
+        """
+        if text_ids is None or text_ids.numel() == 0:
+            raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
+        if not 0.25 <= speed <= 4.0:
+            raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
+        for name in STOCK_PIPELINE_SETTINGS:
+            sampling.pop(name, None)
+        batch = text_ids.shape[0]
+        text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
+        rate = self.config.default_tokens_per_symbol
+        prompt = None
+        if reference_features is not None:
+            if reference_mask is None:
+                reference_mask = reference_features.new_ones(reference_features.shape[:2], dtype=torch.bool)
+            speaker_embedding = self.embed_speaker(reference_features, reference_mask).expand(batch, -1)
+            if prompt_text_ids is not None:
+                prompt = self.encoder(reference_features, reference_mask)
+                rate = prompt.ids.shape[1] / prompt_text_ids.shape[1]
+                text_ids = torch.cat([prompt_text_ids.expand(batch, -1), text_ids], dim=1)
+                text_mask = nn.functional.pad(text_mask, (prompt_text_ids.shape[1], 0), value=True)
+        elif speaker_embedding is None:
+            if not self.config.voices and voice is None:
+                raise ValueError("This model has no built-in voice: give a reference clip or a speaker_embedding.")
+            speaker_embedding, rate = self._voice(voice or next(iter(self.config.voices)), batch)
+        rate = torch.as_tensor(rate if tokens_per_symbol is None else tokens_per_symbol, device=text_ids.device)
+        rate = rate.float().expand(batch) / speed
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            generated = self.lm.generate_codes(
+                text_ids,
+                text_mask,
+                speaker_embedding,
+                rate,
+                prompt_ids=None if prompt is None else prompt.ids.expand(batch, -1),
+                **sampling,
+            )
+            decoder_seeds = torch.randint(0, 2**31, (batch,))
+        if not bool(generated.finished.all()):
+            rows = (~generated.finished).nonzero()[:, 0].tolist()
+            raise SpeechGenerationError(
+                f"Speech of rows {rows} did not end within the length limit of {generated.ids.shape[1]} tokens; try "
+                "another seed, a lower temperature or shorter text, or raise max_tokens_per_symbol."
+            )
+        if not bool(generated.mask.any(dim=1).all()):
+            raise SpeechGenerationError("No speech came out for some text; try another seed.")
+        codes = self.lm.quantizer.indices_to_codes(generated.ids) * generated.mask[..., None]
+        mask = generated.mask
+        prompt_mel = None
+        if prompt is not None:
+            codes = torch.cat([prompt.codes.expand(batch, -1, -1), codes], dim=1)
+            mask = torch.cat([prompt.mask.expand(batch, -1), mask], dim=1)
+            prompt_mel = reference_features.expand(batch, -1, -1)
+        mel = self.decoder.sample(
+            codes, mask, speaker_embedding, prompt_mel, decoder_seeds, num_steps, guidance, decoder_temperature
+        )
+        if prompt_mel is not None:
+            mel, mask = mel[:, prompt_mel.shape[1] :], mask[:, prompt.ids.shape[1] :]
+        result = {"mel": mel, "ids": generated.ids, "mask": mask}
+        if vocoder:
+            frame_mask = mask.repeat_interleave(self.decoder.config.frames_per_token, dim=1)
+            hop = self.decoder.config.mel["hop_length"]
+            result["audio"] = self.vocoder(mel, frame_mask)
+            result["audio_lengths"] = frame_mask.sum(dim=1) * hop
+        return result
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        input_features: torch.Tensor,
+        feature_mask: torch.Tensor,
+        speaker_embedding: torch.Tensor,
+        num_steps: int = 10,
+        guidance: float = 0.7,
+    ) -> torch.Tensor:
+        """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
+        encoded = self.encoder(input_features, feature_mask)
+        mel = self.decoder.sample(
+            encoded.codes, encoded.mask, speaker_embedding, num_steps=num_steps, guidance=guidance
+        )
+        return self.vocoder(mel, encoded.mask.repeat_interleave(self.decoder.config.frames_per_token, dim=1))
+
+    def replace_module(self, name: str, module: PreTrainedModel) -> None:
+        """Puts another module, a vocoder of its own training say, in the place of `name`.
+
+        Raises ValueError for an unknown name, and, naming both values, for a module that does not fit the others.
+        """
+        if name not in MODULES:
+            raise ValueError(f"No module {name!r}; the composite has {', '.join(MODULES)}.")
+        before = getattr(self.config, f"{name}_config")
+        if module.config.model_type != before.model_type:
+            raise ValueError(f"{name} must be a {before.model_type}, not a {module.config.model_type}.")
+        setattr(self.config, f"{name}_config", module.config)
+        try:
+            self.config.check_composition()
+        except ValueError:
+            setattr(self.config, f"{name}_config", before)
+            raise
+        setattr(self, name, module.to(self.device))
+
+    def set_voices(self, embeddings: dict[str, torch.Tensor], tokens_per_symbol: dict[str, float]) -> None:
+        """Stores built-in voices: name -> speaker embedding (S,), and name -> speaking rate."""
+        self.config.voices = {name: float(tokens_per_symbol[name]) for name in embeddings}
+        values = [nn.functional.normalize(value.float(), dim=-1) for value in embeddings.values()]
+        self.voice_embeddings = torch.stack(values).to(self.device)
+
+    # ---------------------------------------------------------------- saving
+
+    def save_pretrained(self, save_directory: str, state_dict: dict | None = None, **kwargs) -> None:
+        """Saves each module, loadable alone, to its sub-folder; the folder itself holds an index of their weights.
+
+        Every folder also gets the code it needs, so that trust_remote_code=True loads it without this package (0.3 MB
+        in all). state_dict: weights to write instead of the model's own, in another precision say.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if kwargs.get("is_main_process", True) is False:
+            return
+        state = self.state_dict() if state_dict is None else state_dict
+        weight_map, total = {}, 0
+        for name in (*MODULES, None):
+            prefix = f"{name}." if name else "voice_embeddings"
+            weights = {k: v.detach().to("cpu").contiguous() for k, v in state.items() if k.startswith(prefix)}
+            file = f"{name}/model.safetensors" if name else "voices.safetensors"
+            path = folder / file
+            path.parent.mkdir(exist_ok=True)
+            save_file(weights, path, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(weights, file))
+            total += sum(v.numel() * v.element_size() for v in weights.values())
+            if name:
+                self._save_module_config(getattr(self, name), path.parent)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+        self._save_module_config(self, folder)
+
+    @staticmethod
+    def _save_module_config(model: PreTrainedModel, folder: Path) -> None:
+        """Configuration and code of a module. A copy is written: what only describes the files stays out of memory."""
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        # Files may be narrower than the model (see state_dict); loading follows the configuration.
+        config.dtype = model.dtype
+        # A pipeline writes its own entry, next to its own file.
+        vars(config).pop("custom_pipelines", None)
+        custom_object_save(model, folder, config=config)
+        if isinstance(model, E2ETTSModel):
+            reference = config.auto_map[model._auto_class]
+            config.auto_map |= {"AutoModel": reference, "AutoModelForTextToWaveform": reference}
+        config.save_pretrained(folder)
+
+
+register(E2ETTSConfig, AutoModel=E2ETTSModel, AutoModelForTextToWaveform=E2ETTSModel)
