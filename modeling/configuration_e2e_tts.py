@@ -267,6 +267,11 @@ class E2ETTSConfig(PreTrainedConfig):
         difference = decoder_mel.differences(MelSpec.from_dict(self.vocoder_config.mel))
         if difference:
             raise ValueError(f"The decoder's and the vocoder's mel differ ({difference}); retrain or replace one.")
+        difference = MelSpec.from_dict(encoder.mel).differences(MelSpec.from_dict(self.speaker_config.mel))
+        if difference:
+            raise ValueError(
+                f"The tokenizer's and the speaker encoder's mel differ ({difference}); both hear the reference clip."
+            )
         rate = decoder_mel.frames_per_second / decoder.frames_per_token
         if abs(rate - encoder.token_rate) > 1e-6:
             raise ValueError(

@@ -15,7 +15,6 @@ import torch
 from datasets import Dataset
 from transformers import AutoModel
 
-from e2e_tts.modeling.audio_features import MelSpec
 from e2e_tts.modeling.modeling_e2e_tts import E2ETTSModel, SpeechGenerationError
 from e2e_tts.modeling.text_frontend import TextFrontend, build_phoneme_tokenizer
 from e2e_tts.trainers.speech_data import Collator, SpeechDataset, load_prepared
@@ -46,8 +45,8 @@ class Renderer:
     def __init__(self, model: E2ETTSModel, voice: str, steps: int, guidance: float, sampling: dict) -> None:
         self.model = model.eval()
         self.voice, self.steps, self.guidance, self.sampling = voice, steps, guidance, sampling
-        self.spec = MelSpec.from_dict(model.config.decoder_config.mel)
-        self.collate = Collator(self.spec, model.config.encoder_config.frames_per_token)
+        self.collate = Collator.for_model(model.config)
+        self.spec = self.collate.audio_spec
         self.frontend, self.tokenizer = TextFrontend("phonemes"), build_phoneme_tokenizer()
         known = list(model.config.voices)
         self.embedding = model.voice_embeddings[known.index(voice)][None]
@@ -60,7 +59,7 @@ class Renderer:
         batch = self.collate([item])
         features, mask = batch["input_features"], batch["feature_mask"]
         if condition == "vocoder":
-            return model.vocoder(features, mask)[0].numpy()
+            return model.vocoder(batch.get("mel", features))[0].numpy()
         if condition == "reconstruction":
             return model.reconstruct(features, mask, self.embedding, self.steps, self.guidance)[0].numpy()
         return self.speak(item["text"], seed)

@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_length
 from e2e_tts.modeling.text_frontend import TextFrontend, build_phoneme_tokenizer
 
-from .speech_data import decode
+from .vocoder_data import read_audio
 
 
 class Annotator:
@@ -33,7 +33,7 @@ class Annotator:
         empty = {"text_ids": [], "ctc_labels": [], "speaker_embedding": [], "refused": ""}
         try:
             symbols = self.frontend(row["text"])
-            audio = torch.from_numpy(decode(row["audio"], self.spec.sampling_rate))
+            audio = torch.from_numpy(read_audio(row["audio"], self.spec.sampling_rate))
         except (ValueError, RuntimeError) as error:
             return empty | {"refused": str(error)}
         length = padded_length(len(audio), self.spec.hop_length)

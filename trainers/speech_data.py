@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch.utils.data import Sampler
 
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_length
+from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 
 SEED_STRIDE = 2_654_435_761  # a large odd number, so that (seed, step, utterance) give distinct streams
 
@@ -116,27 +118,51 @@ class Collator:
     """Pads rows to a batch of model inputs; every utterance is padded with zeros to whole tokens first.
 
     Gives input_features (B, T_mel, n_mels), feature_mask, text_ids (B, N), text_mask, ctc_labels (B, N'),
-    speaker_target (B, S), tokens_per_symbol (B,) and utterance (B,), the row number that keys random draws.
+    speaker_target (B, S), tokens_per_symbol (B,) and utterance (B,), the row number that keys random draws. Where the
+    decoder's mel is another one, `mel` holds it; rows then come at the decoder's sampling rate and are resampled for
+    the tokenizer.
     """
 
-    def __init__(self, spec: MelSpec, frames_per_token: int) -> None:
+    def __init__(self, spec: MelSpec, frames_per_token: int, decoder_spec: MelSpec | None = None) -> None:
         self.mel = MelSpectrogram(spec)
-        self.samples_per_token = spec.hop_length * frames_per_token
         self.frames_per_token = frames_per_token
+        self.samples_per_token = spec.hop_length * frames_per_token
+        self.audio_spec = decoder_spec or spec
+        self.decoder_mel = MelSpectrogram(self.audio_spec) if self.audio_spec != spec else None
+        self.audio_per_token = self.audio_spec.sampling_rate * self.samples_per_token // spec.sampling_rate
+
+    @classmethod
+    def for_model(cls, config: E2ETTSConfig) -> "Collator":
+        """The collator that a composite needs; `audio_spec.sampling_rate` is the rate of the rows that it takes."""
+        encoder = config.encoder_config
+        return cls(
+            MelSpec.from_dict(encoder.mel), encoder.frames_per_token, MelSpec.from_dict(config.decoder_config.mel)
+        )
+
+    @staticmethod
+    def _stack(waveforms: list[np.ndarray], lengths: list[int]) -> torch.Tensor:
+        audio = torch.zeros(len(waveforms), max(lengths))
+        for target, waveform, length in zip(audio, waveforms, lengths, strict=True):
+            part = torch.from_numpy(waveform[:length])
+            target[: len(part)] = part
+        return audio
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        lengths = [padded_length(len(row["waveform"]), self.samples_per_token) for row in rows]
-        audio = torch.zeros(len(rows), max(lengths))
-        for target, row in zip(audio, rows, strict=True):
-            target[: len(row["waveform"])] = torch.from_numpy(row["waveform"])
-        features = self.mel(audio)
-        frames = torch.tensor(lengths) // self.mel.spec.hop_length
-        feature_mask = torch.arange(features.shape[1])[None] < frames[:, None]
+        waveforms = [row["waveform"] for row in rows]
+        counts = [padded_length(len(waveform), self.audio_per_token) // self.audio_per_token for waveform in waveforms]
+        batch = {}
+        if self.decoder_mel is not None:
+            batch["mel"] = self.decoder_mel(self._stack(waveforms, [count * self.audio_per_token for count in counts]))
+            rates = self.audio_spec.sampling_rate, self.mel.spec.sampling_rate
+            if rates[0] != rates[1]:
+                waveforms = [soxr.resample(waveform, *rates) for waveform in waveforms]
+        features = self.mel(self._stack(waveforms, [count * self.samples_per_token for count in counts]))
+        tokens = torch.tensor(counts)
+        feature_mask = torch.arange(features.shape[1])[None] < tokens[:, None] * self.frames_per_token
         text = [torch.tensor(row["text_ids"]) for row in rows]
         labels = [torch.tensor(row["ctc_labels"]) for row in rows]
         text_lengths = torch.tensor([len(ids) for ids in text])
-        tokens = frames // self.frames_per_token
-        return {
+        return batch | {
             "input_features": features * feature_mask[..., None],
             "feature_mask": feature_mask,
             "text_ids": torch.nn.utils.rnn.pad_sequence(text, batch_first=True),

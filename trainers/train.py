@@ -13,7 +13,6 @@ from transformers import AutoModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, VocoderConfig, VocoderModel
-from e2e_tts.modeling.audio_features import MelSpec
 
 from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
 from .speech_data import Collator, SpeechDataset, load_prepared
@@ -79,14 +78,14 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
     arguments = training_arguments(recipe, output_dir, max_steps)
     set_seed(arguments.seed)
     model = build_model(recipe)
-    spec = MelSpec.from_dict(model.config.encoder_config.mel)
+    collator = Collator.for_model(model.config)
     return TRAINERS[recipe.trainer](
         model,
         recipe,
         arguments,
-        train_dataset=SpeechDataset(load_prepared(recipe.data.folders, "train"), spec),
-        eval_dataset=SpeechDataset(load_prepared(recipe.data.folders, "dev"), spec),
-        data_collator=Collator(spec, model.config.encoder_config.frames_per_token),
+        train_dataset=SpeechDataset(load_prepared(recipe.data.folders, "train"), collator.audio_spec),
+        eval_dataset=SpeechDataset(load_prepared(recipe.data.folders, "dev"), collator.audio_spec),
+        data_collator=collator,
     )
 
 

@@ -230,3 +230,32 @@ def test_loads_without_this_package(model, processor, folder, release, tmp_path)
         (release / "config.json").read_text()
     )["auto_map"]
     assert type(AutoProcessor.from_pretrained(again)).__module__ == "e2e_tts.modeling.processing_e2e_tts"
+
+
+def test_a_prompt_conditions_the_speech_but_is_not_spoken(model, monkeypatch):
+    features = torch.randn(1, 24, 80, generator=torch.Generator().manual_seed(3)) - 5.0
+    prompt_text, text = torch.tensor([[9, 10, 11, 12, 13]]), torch.tensor([[14, 15, 16, 17], [18, 19, 20, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
+    seen = {}
+    sample = model.decoder.sample
+
+    def spy(codes, mask, voice, prompt_mel, *arguments):
+        seen.update(codes=codes, prompt_mel=prompt_mel, mel=sample(codes, mask, voice, prompt_mel, *arguments))
+        return seen["mel"]
+
+    monkeypatch.setattr(model.decoder, "sample", spy)
+    with torch.no_grad():
+        prompt = model.encoder(features)
+    spoken = model.generate(
+        text, mask, reference_features=features, prompt_text_ids=prompt_text, seed=0, num_steps=2
+    )
+    # The decoder continues the clip: its first 12 tokens and 24 frames are the clip's own, in every row ...
+    for row in range(2):
+        assert torch.equal(seen["codes"][row, :12], prompt.codes[0])
+        assert torch.equal(seen["prompt_mel"][row], features[0])
+        assert torch.equal(seen["mel"][row, :24], features[0])
+    # ... and what comes back is only what follows it.
+    assert torch.equal(spoken["mel"], seen["mel"][:, 24:])
+    assert spoken["ids"].shape[1] == seen["codes"].shape[1] - 12
+    assert spoken["audio"].shape[1] == 640 * spoken["ids"].shape[1]
+    assert spoken["audio_lengths"].tolist() == (640 * spoken["mask"].sum(dim=1)).tolist()

@@ -126,3 +126,21 @@ def test_collated_features_do_not_depend_on_the_batch():
     padded = torch.nn.functional.pad(torch.from_numpy(rows[0]["waveform"]), (0, -len(rows[0]["waveform"]) % 640))
     direct = MelSpectrogram(MelSpec())(padded[None])[0]
     torch.testing.assert_close(together["input_features"][0, : len(direct)], direct)
+
+
+def test_a_decoder_with_a_mel_of_its_own_gets_it():
+    tokenizer, decoder = MelSpec(), MelSpec(sampling_rate=24000, n_fft=1920, win_length=1920, hop_length=480)
+    rows = [dict(SpeechDataset(Dataset.from_list(make_rows(3)), tokenizer)[index]) for index in range(3)]
+    times = [np.arange(int(seconds * 24000)) / 24000 for seconds in (0.51, 0.8, 0.33)]
+    for row, time in zip(rows, times, strict=True):
+        row["waveform"] = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    batch = Collator(tokenizer, 2, decoder)(rows)
+    assert batch["mel"].shape == batch["input_features"].shape == (3, 40, 80)
+    assert batch["feature_mask"].sum(dim=1).tolist() == [26, 40, 18]
+    # The tokenizer hears the same 440 Hz as if the clip had been recorded at its own rate.
+    time = np.arange(int(0.8 * 16000)) / 16000
+    rows[1]["waveform"] = (0.3 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    direct = Collator(tokenizer, 2)([rows[1]])["input_features"][0]
+    heard = batch["input_features"][1]
+    loud = direct > -3
+    assert loud.any() and (heard[loud] - direct[loud]).abs().mean() < 0.05
