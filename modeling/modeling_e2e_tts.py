@@ -135,9 +135,9 @@ class E2ETTSModel(PreTrainedModel):
         predict_from: str = "codes",
         reference_lm: SpeechLM | None = None,
     ) -> E2ETTSOutput:
-        """The losses named in true_losses ("lm", "reward", "flow") on the tokenizer's codes and those named in
-        predicted_losses ("reward", "flow") on codes that the LM predicts by straight-through Gumbel-Softmax with
-        teacher-forced history (PAPER section 3, stage 3).
+        """The losses named in true_losses ("lm", "reward", "flow", or "prior" for its cheap part alone) on the
+        tokenizer's codes and those named in predicted_losses ("reward", "flow") on codes that the LM predicts by
+        straight-through Gumbel-Softmax with teacher-forced history (PAPER section 3, stage 3).
 
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
@@ -150,7 +150,7 @@ class E2ETTSModel(PreTrainedModel):
         if mel is None:
             mel = input_features
             specs = [MelSpec.from_dict(part.config.mel) for part in (self.decoder, self.encoder)]
-            if (difference := specs[0].differences(specs[1])) and "flow" in (*true_losses, *predicted_losses):
+            if (difference := specs[0].differences(specs[1])) and {"flow", "prior"} & {*true_losses, *predicted_losses}:
                 raise ValueError(f"The decoder's and the tokenizer's mel differ ({difference}): pass mel, its target.")
         output = E2ETTSOutput(ids=ids, mask=mask)
         if "reward" in true_losses:
@@ -167,9 +167,9 @@ class E2ETTSModel(PreTrainedModel):
                 with torch.no_grad():
                     reference = reference_lm(*lm_inputs).logits
                 output.loss_kl = self._divergence(lm_output.logits, reference, mask)
-        if "flow" in true_losses:
+        if "flow" in true_losses or "prior" in true_losses:
             source = lm_output.hidden_states[:, :-1] if from_hidden else codes
-            flow = self.decoder(source, mask, mel, seeds, speaker_embedding)
+            flow = self.decoder(source, mask, mel, seeds, speaker_embedding, only_prior="flow" not in true_losses)
             output.loss_flow, output.loss_prior = flow.loss_flow, flow.loss_prior
         if predicted_losses:
             predicted = self.predict_codes(lm_output.logits, mask, seeds, gumbel_temperature)

@@ -109,7 +109,8 @@ class SpeechTrainer(Trainer):
         wanted = {
             "lm": losses.lm,
             "reward": losses.asr or losses.spk or losses.ser,
-            "flow": losses.flow or losses.prior,
+            "flow": losses.flow,
+            "prior": losses.prior,
         }
         return {"true_losses": tuple(name for name, weight in wanted.items() if weight)}
 

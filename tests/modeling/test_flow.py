@@ -136,6 +136,18 @@ def test_without_prior_and_speaker():
     assert decoder.sample(codes, mask, num_steps=1).shape == mel.shape
 
 
+def test_the_regression_alone_is_the_same_loss_without_the_transformer(monkeypatch):
+    decoder = make_decoder()
+    codes, mask, mel, voice = inputs()
+    whole = decoder(codes, mask, mel, SEEDS, voice)
+    monkeypatch.setattr(decoder, "velocity", None)
+    alone = decoder(codes, mask, mel, SEEDS, voice, only_prior=True)
+    assert alone.loss_flow is None
+    torch.testing.assert_close(alone.loss_prior, whole.loss_prior)
+    with pytest.raises(ValueError, match="use_prior"):
+        make_decoder(use_prior=False)(codes, mask, mel, SEEDS, voice, only_prior=True)
+
+
 def test_lengths_that_do_not_fit_are_refused():
     decoder = make_decoder()
     codes, mask, mel, voice = inputs()
