@@ -1,4 +1,4 @@
-"""Speech from text: the pipeline, the release of checkpoints, the command line; and the scoring of speech."""
+"""Speech from text: the pipeline, the release of checkpoints, the command line; and, in `evaluation`, its measurement."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Where the loss of intelligibility is: `python -m e2e_tts.pipelines.four_numbers --help`.
+"""Where the loss of intelligibility is: `python -m e2e_tts.pipelines.evaluation.four_numbers --help`.
 
 Word error rate, by one recogniser, of (1) the recordings, (2) the vocoder on their true mels, (3) reconstruction from
 their true tokens and (4) speech from their text alone, on held-out sentences, with bootstrap 95 % intervals.

@@ -1,6 +1,6 @@
 """Word error rate of a folder of speech, with a confidence interval and the clips that failed.
 
-python -m e2e_tts.pipelines.scoring --audio DIR --texts texts.tsv --judge whisper-base-offline --output report.json
+python -m e2e_tts.pipelines.evaluation.scoring --audio DIR --texts texts.tsv --judge whisper-base-offline --output report.json
 
 It judges any folder of recordings, not only what this package has spoken. The text file has one `name<TAB>text` a line;
 the name is a file of the folder, with or without its suffix.
@@ -18,7 +18,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from e2e_tts.pipelines.judges import Normaliser, Recogniser, load_normaliser, load_recogniser
+from e2e_tts.pipelines.evaluation.judges import Normaliser, Recogniser, load_normaliser, load_recogniser
 
 logger = logging.getLogger(__name__)
 
@@ -329,7 +329,7 @@ def score_folder(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the head of this file."""
-    parser = argparse.ArgumentParser(prog="python -m e2e_tts.pipelines.scoring", description=score_folder.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m e2e_tts.pipelines.evaluation.scoring", description=score_folder.__doc__)
     parser.add_argument("--audio", type=Path, required=True, help="folder of recordings")
     parser.add_argument("--texts", type=Path, required=True, help="one name<TAB>text a line")
     parser.add_argument("--output", type=Path, required=True, help="where the JSON report goes")

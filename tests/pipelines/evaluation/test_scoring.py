@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from e2e_tts.pipelines import judges, scoring
+from e2e_tts.pipelines.evaluation import judges, scoring
 
 RATE = 16000
 
@@ -284,7 +284,7 @@ def test_characters_turn_words_into_letters():
 
 def test_importing_the_module_loads_no_judge():
     code = (
-        "import sys, e2e_tts.pipelines.scoring\n"
+        "import sys, e2e_tts.pipelines.evaluation.scoring\n"
         "heavy = {'faster_whisper', 'resemblyzer', 'transformers', 'torch', 'whisper_normalizer'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
