@@ -1,0 +1,62 @@
+"""Held-out rows of prepared speech: which are measured, and in whose voice a sentence is spoken."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from e2e_tts.trainers.speech_data import load_prepared
+
+
+def select_rows(folders: Sequence[str], split: str, sources: Sequence[str] = (), limit: int | None = None) -> Dataset:
+    """Rows of a split, of some sources only if named; `limit` rows at equal distances, so that all speakers stay in.
+
+    Raises ValueError, naming the sources that there are, if none is left.
+    """
+    rows = load_prepared(folders, split)
+    if sources:
+        origin = np.asarray(rows["source"][:])
+        unknown = sorted(set(sources) - set(origin))
+        if unknown:
+            raise ValueError(f"No {split} rows of sources {unknown}; there are {sorted(set(origin.tolist()))}.")
+        rows = rows.select(np.flatnonzero(np.isin(origin, list(sources))))
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
+    if limit is not None and limit < len(rows):
+        rows = rows.select(np.linspace(0, len(rows) - 1, limit).round().astype(int))
+    return rows
+
+
+@dataclass
+class Voices:
+    """The voice of every held-out row, from *other* clips of its speaker, so that no clip tells of itself.
+
+    embedding (rows, S): unit vectors. seconds_per_symbol (rows,): speaking rate in seconds per text token.
+    alone: number of rows whose speaker has no other clip; they use their own.
+    """
+
+    embedding: torch.Tensor
+    seconds_per_symbol: torch.Tensor
+    alone: int
+
+    @classmethod
+    def of_rows(cls, rows: Dataset, folders: Sequence[str]) -> "Voices":
+        """Means over all other clips, of any split, of each row's speaker in the annotated data sets `folders`."""
+        columns = ["id", "speaker", "speaker_embedding", "seconds", "text_ids"]
+        pool = concatenate_datasets([load_from_disk(folder).select_columns(columns) for folder in folders])
+        position = {name: index for index, name in enumerate(pool["id"][:])}
+        speakers = np.asarray(pool["speaker"][:])
+        embeddings = np.asarray(pool["speaker_embedding"][:], dtype=np.float32)
+        rates = np.asarray(pool["seconds"][:]) / np.asarray([max(1, len(ids)) for ids in pool["text_ids"][:]])
+        vectors, speeds, alone = [], [], 0
+        for name, speaker in zip(rows["id"][:], rows["speaker"][:], strict=True):
+            members = np.flatnonzero(speakers == speaker)
+            others = members[members != position[name]]
+            alone += not len(others)
+            chosen = others if len(others) else members
+            vectors.append(embeddings[chosen].mean(axis=0))
+            speeds.append(rates[chosen].mean())
+        embedding = torch.nn.functional.normalize(torch.from_numpy(np.stack(vectors)), dim=-1)
+        return cls(embedding, torch.tensor(speeds, dtype=torch.float32), alone)
