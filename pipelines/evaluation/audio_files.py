@@ -1,0 +1,35 @@
+"""Reading recordings of any common format, wherever they lie."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+
+
+def read_recording(source: str | Path | bytes) -> tuple[np.ndarray, int]:
+    """Reads a file, or its bytes, as mono float32 of shape (samples,), and its rate in Hz.
+
+    Raises ValueError, naming the file, if it does not exist, cannot be decoded, or has samples that are not finite.
+    """
+    import soundfile
+
+    label = "the recording" if isinstance(source, bytes) else str(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ValueError(f"there is no file {label}")
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        samples, sampling_rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+        raise ValueError(f"{label} cannot be read as audio: {error}") from error
+    waveform = samples.mean(axis=1)
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{label} has samples that are NaN or infinite")
+    return waveform, sampling_rate
+
+
+def find_recording(folder: Path, name: str) -> Path | None:
+    """The file of a folder that is called `name`, its suffix optional; None if there is none."""
+    candidates = [folder / name, *(folder / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
