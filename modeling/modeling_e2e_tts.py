@@ -73,6 +73,7 @@ class E2ETTSModel(PreTrainedModel):
     output_modalities = ("audio",)
     _no_split_modules = ("ParakeetEncoderBlock", "Qwen3DecoderLayer", "DiTBlock")
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: E2ETTSConfig) -> None:
         super().__init__(config)

@@ -35,6 +35,7 @@ class FlowDecoderModel(PreTrainedModel):
     base_model_prefix = "decoder"
     main_input_name = "codes"
     _no_split_modules = ("DiTBlock",)
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: FlowDecoderConfig) -> None:
         super().__init__(config)

@@ -51,6 +51,7 @@ class SpeechEncoderModel(PreTrainedModel):
     main_input_name = "input_features"
     _no_split_modules = ("ParakeetEncoderBlock",)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__(config)

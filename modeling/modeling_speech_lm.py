@@ -85,6 +85,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _no_split_modules = ("Qwen3DecoderLayer",)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _supports_attention_backend = True
 
     def __init__(self, config: SpeechLMConfig) -> None:
