@@ -280,6 +280,12 @@ class E2ETTSConfig(PreTrainedConfig):
             )
         if abs(self.lm_config.token_rate - encoder.token_rate) > 1e-6:
             raise ValueError(f"Token rates differ: encoder {encoder.token_rate}, LM {self.lm_config.token_rate}.")
+        states = self.lm_config.text_config.hidden_size
+        if decoder.hidden_condition_size not in (0, states):
+            raise ValueError(
+                f"The decoder reads LM states of width {decoder.hidden_condition_size} (hidden_condition_size), but "
+                f"the LM's have {states} (text_config.hidden_size)."
+            )
         width = self.speaker_config.embedding_size
         for name in ("reward_config", "lm_config", "decoder_config"):
             if getattr(self, name).speaker_dim not in (0, width):

@@ -159,6 +159,9 @@ class E2ETTSModel(PreTrainedModel):
             output.loss_asr, output.loss_spk, output.loss_ser = reward.loss_asr, reward.loss_spk, reward.loss_ser
             output.too_short = reward.too_short
         from_hidden = predict_from == "hidden"
+        reads = "hidden" if self.decoder.config.hidden_condition_size else "codes"
+        if predict_from != reads and {"flow", "prior"} & {*true_losses, *predicted_losses}:
+            raise ValueError(f"predict_from is {predict_from!r}; the decoder, by hidden_condition_size, reads {reads}.")
         lm_output = None
         if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
             lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol)
@@ -301,8 +304,9 @@ class E2ETTSModel(PreTrainedModel):
             codes = torch.cat([prompt.codes.expand(batch, -1, -1), codes], dim=1)
             mask = torch.cat([prompt.mask.expand(batch, -1), mask], dim=1)
             prompt_mel = reference_features.expand(batch, -1, -1)
+        source = self.decoder_source(codes, mask, text_ids, text_mask, speaker_embedding, rate)
         mel = self.decoder.sample(
-            codes, mask, speaker_embedding, prompt_mel, decoder_seeds, num_steps, guidance, decoder_temperature
+            source, mask, speaker_embedding, prompt_mel, decoder_seeds, num_steps, guidance, decoder_temperature
         )
         if prompt_mel is not None:
             mel, mask = mel[:, prompt_mel.shape[1] :], mask[:, prompt.ids.shape[1] :]
@@ -314,6 +318,21 @@ class E2ETTSModel(PreTrainedModel):
             result["audio_lengths"] = frame_mask.sum(dim=1) * hop
         return result
 
+    def decoder_source(
+        self,
+        codes: torch.Tensor,
+        mask: torch.Tensor,
+        text_ids: torch.LongTensor,
+        text_mask: torch.Tensor,
+        speaker_embedding: torch.Tensor,
+        tokens_per_symbol: torch.Tensor,
+    ) -> torch.Tensor:
+        """What the decoder reads for codes (B, T, D): the codes or, if it was built so, the LM's states behind them."""
+        if not self.decoder.config.hidden_condition_size:
+            return codes
+        states = self.lm(text_ids, text_mask, codes, mask, None, speaker_embedding, tokens_per_symbol).hidden_states
+        return states[:, :-1]
+
     @torch.no_grad()
     def reconstruct(
         self,
@@ -324,6 +343,8 @@ class E2ETTSModel(PreTrainedModel):
         guidance: float = 0.7,
     ) -> torch.Tensor:
         """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
+        if self.decoder.config.hidden_condition_size:
+            raise ValueError("This decoder reads the LM's states, which need a text: see decoder_source.")
         encoded = self.encoder(input_features, feature_mask)
         mel = self.decoder.sample(
             encoded.codes, encoded.mask, speaker_embedding, num_steps=num_steps, guidance=guidance
