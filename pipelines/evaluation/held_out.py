@@ -1,13 +1,32 @@
-"""Held-out rows of prepared speech: which are measured, and in whose voice a sentence is spoken."""
+"""Held-out rows of prepared speech: which are measured, by which model, and in whose voice a sentence is spoken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets, load_from_disk
+from transformers import AutoModel
 
+from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.trainers.speech_data import load_prepared
+
+from ..release import load_checkpoint
+
+
+def load_composite(folder: str, modules: Sequence[str] = ()) -> E2ETTSModel:
+    """The complete model in a folder, with single modules replaced by those of NAME=FOLDER entries.
+
+    Raises ValueError for folders that hold something else and for modules that do not fit.
+    """
+    model = load_checkpoint(folder)
+    for entry in modules:
+        name, separator, place = entry.partition("=")
+        if not separator or not (Path(place) / "config.json").is_file():
+            raise ValueError(f"A module is NAME=FOLDER with the folder of a saved module, got {entry!r}.")
+        model.replace_module(name, AutoModel.from_pretrained(place, dtype=torch.float32))
+    return model.eval()
 
 
 def select_rows(folders: Sequence[str], split: str, sources: Sequence[str] = (), limit: int | None = None) -> Dataset:
@@ -45,6 +64,8 @@ class Voices:
     def of_rows(cls, rows: Dataset, folders: Sequence[str]) -> "Voices":
         """Means over all other clips, of any split, of each row's speaker in the annotated data sets `folders`."""
         columns = ["id", "speaker", "speaker_embedding", "seconds", "text_ids"]
+        if missing := sorted(set(columns) - set(rows.column_names)):
+            raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.annotate on them first.")
         pool = concatenate_datasets([load_from_disk(folder).select_columns(columns) for folder in folders])
         position = {name: index for index, name in enumerate(pool["id"][:])}
         speakers = np.asarray(pool["speaker"][:])

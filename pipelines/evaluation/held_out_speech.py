@@ -1,0 +1,147 @@
+"""Speaks held-out sentences of prepared data with a checkpoint as training leaves it: no processor, no built-in voice.
+
+python -m e2e_tts.pipelines.evaluation.held_out_speech --model runs/end_to_end/final --data runs/data/annotated \\
+    --split dev --output DIR
+
+Writes DIR/speech/ (from the text) and DIR/reconstruction/ (from the recording's own tokens), one wav a sentence, and
+DIR/texts.tsv for e2e_tts.pipelines.evaluation.scoring. A sentence is spoken in the voice and at the rate of its
+speaker's other clips. Speech that fails is written as silence, which scoring counts as all words lost. What is there
+already is not spoken again: a killed run goes on with the same command.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError
+from e2e_tts.trainers.speech_data import Collator, SpeechDataset
+
+from .held_out import Voices, load_composite, select_rows
+
+CONDITIONS = ("speech", "reconstruction")
+SILENCE_SECONDS = 0.5
+
+
+@dataclass
+class HeldOutSpeaker:
+    """Renders rows of annotated data. steps, guidance: of the decoder; sampling: of the LM; seed keys every draw."""
+
+    model: E2ETTSModel
+    steps: int = 10
+    guidance: float = 0.7
+    seed: int = 0
+    sampling: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.collate = Collator.for_model(self.model.config)
+        self.token_rate = self.model.config.encoder_config.token_rate
+
+    @torch.no_grad()
+    def speech(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
+        """From the text: waveform (samples,). Raises SpeechGenerationError for speech that does not end."""
+        result = self.model.generate(
+            torch.tensor([item["text_ids"]]),
+            speaker_embedding=voice[None],
+            tokens_per_symbol=seconds_per_symbol * self.token_rate,
+            seed=self.seed + item["index"],
+            num_steps=self.steps,
+            guidance=self.guidance,
+            **self.sampling,
+        )
+        return result["audio"][0, : int(result["audio_lengths"][0])].numpy()
+
+    @torch.no_grad()
+    def reconstruction(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
+        """From the recording's own tokens, at its own rate: waveform (samples,)."""
+        model, batch = self.model, self.collate([item])
+        encoded = model.encoder(batch["input_features"], batch["feature_mask"])
+        text = (batch["text_ids"], batch["text_mask"])
+        source = model.decoder_source(encoded.codes, encoded.mask, *text, voice[None], batch["tokens_per_symbol"])
+        mel = model.decoder.sample(
+            source,
+            encoded.mask,
+            voice[None],
+            seeds=torch.tensor([self.seed + item["index"]]),
+            num_steps=self.steps,
+            guidance=self.guidance,
+        )
+        return model.vocoder(mel)[0].numpy()
+
+    def write(
+        self, rows: Dataset, voices: Voices, folder: Path, conditions: Sequence[str] = CONDITIONS
+    ) -> dict[str, list[str]]:
+        """Writes what is missing; returns the sentences whose speech failed, by condition."""
+        dataset = SpeechDataset(rows, self.collate.audio_spec)
+        rate = self.model.sampling_rate
+        failed: dict[str, list[str]] = {condition: [] for condition in conditions}
+        for condition in conditions:
+            (folder / condition).mkdir(parents=True, exist_ok=True)
+            for index in tqdm(range(len(dataset)), desc=condition, disable=None):
+                path = folder / condition / f"{index:04d}.wav"
+                if path.is_file():
+                    continue
+                item = dataset[index]
+                try:
+                    audio = getattr(self, condition)(
+                        item, voices.embedding[index], float(voices.seconds_per_symbol[index])
+                    )
+                except SpeechGenerationError:
+                    failed[condition].append(item["text"])
+                    audio = np.zeros(round(SILENCE_SECONDS * rate), dtype=np.float32)
+                # Renamed when complete, since a file that exists is taken for done.
+                aside = path.with_suffix(".part")
+                soundfile.write(aside, audio.clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
+                os.replace(aside, path)
+        lines = [f"{index:04d}\t{' '.join(text.split())}\n" for index, text in enumerate(rows["text"][:])]
+        (folder / "texts.tsv").write_text("".join(lines), encoding="utf-8")
+        return failed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m e2e_tts.pipelines.evaluation.held_out_speech",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="folder of a complete model")
+    parser.add_argument(
+        "--module", action="append", default=[], metavar="NAME=FOLDER", help="replace a module, lm say (repeatable)"
+    )
+    parser.add_argument("--data", nargs="+", required=True, help="folders of annotated speech")
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--sources", nargs="*", default=[], help="by default all")
+    parser.add_argument("--limit", type=int, help="number of sentences, spread over the split; by default all")
+    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS)
+    parser.add_argument("--steps", type=int, default=10, help="of the decoder")
+    parser.add_argument("--guidance", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the LM; 0 is greedy")
+    parser.add_argument("--top_k", type=int, default=25)
+    parser.add_argument("--top_p", type=float, default=0.8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+    try:
+        rows = select_rows(options.data, options.split, options.sources, options.limit)
+        voices = Voices.of_rows(rows, options.data)
+        model = load_composite(options.model, options.module)
+        speaker = HeldOutSpeaker(model, options.steps, options.guidance, options.seed, sampling)
+        failed = speaker.write(rows, voices, options.output, options.conditions)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for condition, texts in failed.items():
+        print(f"{condition}: {len(rows)} sentences in {options.output / condition}, {len(texts)} failed now")
+
+
+if __name__ == "__main__":
+    main()
