@@ -42,13 +42,15 @@ class FailureLimits:
 
     def sound_flags(self, peak: float, rms: float, seconds: float, text: str) -> list[str]:
         """The same from what `loudness` returns and the duration in seconds."""
-        flags = []
-        if peak < self.silence_peak or rms < self.silence_rms:
-            flags.append(SILENCE)
+        flags = [SILENCE] if self.is_silent(peak, rms) else []
         letters = sum(character.isalnum() for character in text)
         if seconds > self.base_seconds + self.seconds_per_letter * letters:
             flags.append(OVER_LONG)
         return flags
+
+    def is_silent(self, peak: float, rms: float) -> bool:
+        """Whether a clip with what `loudness` returned is silent."""
+        return peak < self.silence_peak or rms < self.silence_rms
 
     def transcript_flags(self, reference: Sequence[str], heard: Sequence[str], lost_at_end: int) -> list[str]:
         """Failures that the normalised words heard show; `lost_at_end` is how many words after the last one heard."""

@@ -1,0 +1,183 @@
+"""From what the judges said to figures with intervals, by the metrics of `evaluate`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .failures import ERROR, FailureLimits
+from .metrics import (
+    DurationRatio,
+    MeanOpinionScore,
+    RealTimeFactor,
+    SpeakerSimilarity,
+    SpeechFailures,
+    WordErrorRate,
+)
+from .normalisers import Normaliser
+from .scoring import score_transcripts
+from .speaker_judges import cosine
+from .utterances import Utterance
+
+Record = dict[str, Any]
+
+
+@dataclass
+class EvaluatedRow:
+    """One utterance of one condition. Absent values are None: nothing to measure, or a judge refused."""
+
+    name: str
+    text: str
+    transcript: str | None = None
+    words: int | None = None
+    edits: int | None = None
+    similarity: float | None = None
+    quality: dict[str, float] | None = None
+    seconds: float | None = None
+    duration_ratio: float | None = None
+    real_time_factor: float | None = None
+    failures: list[str] = field(default_factory=list)
+    error: str | None = None
+    refusals: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def error_rate(self) -> float | None:
+        return self.edits / self.words if self.words else None
+
+    @property
+    def badness(self) -> tuple:
+        """Sorts the worst first: what is missing, then by error rate, failures, and lack of similarity."""
+        return (self.error is None, -(self.error_rate or 0.0), -len(self.failures), self.similarity or 0.0)
+
+    def to_dict(self) -> Record:
+        return asdict(self) | {"error_rate": self.error_rate}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How figures are made of rows: the normaliser's name and function, and the bootstrap's settings."""
+
+    normaliser: str
+    normalise: Normaliser
+    limits: FailureLimits
+    resamples: int = 2000
+    seed: int = 0
+
+
+@dataclass
+class Condition:
+    """The rows of the speech or of the recordings, in the order of the test set, and their figures by name."""
+
+    rows: list[EvaluatedRow]
+    figures: dict[str, dict[str, float]]
+    failure_counts: dict[str, int]
+    word_counts: dict[str, int]
+
+
+def summarise(
+    utterances: Sequence[Utterance],
+    records: dict[str, Record],
+    spoken: dict[str, Record],
+    vectors: dict[str, Any],
+    recorded: dict[str, Record],
+    statistics: Statistics,
+) -> Condition:
+    """Figures of the utterances that have a record.
+
+    `records` are the judges' (see `judge_clips`), `spoken` those of synthesis (empty if it was not ours), `vectors` the
+    speakers' by label, and `recorded` the judges' records of the recordings, which durations are compared with. A clip
+    that is missing or cannot be read counts as one with all its words lost: leaving it out would reward failure. What
+    a judge refused is left out of that judge's figures.
+    """
+    chosen = [item for item in utterances if item.name in records]
+    rows = [_row(item, records[item.name], spoken.get(item.name), recorded.get(item.name)) for item in chosen]
+    draw = {"resamples": statistics.resamples, "seed": statistics.seed}
+    figures: dict[str, dict[str, float]] = {}
+    counts: dict[str, int] = {}
+
+    _count_failures(rows, records, statistics)
+    heard = [row for row in rows if row.transcript is not None]
+    if any(row.words for row in heard):
+        result = WordErrorRate(keep_in_memory=True).compute(
+            predictions=[row.transcript for row in heard],
+            references=[row.text for row in heard],
+            normaliser=statistics.normaliser,
+            **draw,
+        )
+        figures |= {name: result.pop(name) for name in ("error_rate", "error_rate_by_utterance")}
+        counts = result
+
+    pairs = []
+    for row in rows:
+        record = records[row.name]
+        if record["speaker_vector"] is not None:
+            pair = (np.asarray(record["speaker_vector"]), np.asarray(vectors[record["speaker"]]))
+            row.similarity = cosine(*pair)
+            pairs.append(pair)
+    if pairs:
+        first, second = zip(*pairs, strict=True)
+        metric = SpeakerSimilarity(keep_in_memory=True)
+        figures |= metric.compute(predictions=list(first), references=list(second), **draw)
+
+    scored = [row.quality for row in rows if row.quality]
+    for scale in scored[0] if scored else ():
+        metric = MeanOpinionScore(keep_in_memory=True)
+        result = metric.compute(predictions=[scores[scale] for scores in scored], **draw)
+        figures[f"quality_{scale}"] = result["opinion_score"]
+
+    timed = [row for row in rows if row.duration_ratio is not None]
+    if timed:
+        figures |= DurationRatio(keep_in_memory=True).compute(
+            predictions=[row.seconds for row in timed],
+            references=[recorded[row.name]["seconds"] for row in timed],
+            **draw,
+        )
+    clocked = [spoken[row.name] for row in rows if row.real_time_factor is not None]
+    if clocked:
+        figures |= RealTimeFactor(keep_in_memory=True).compute(
+            predictions=[record["spent"] for record in clocked],
+            references=[record["seconds"] for record in clocked],
+            **draw,
+        )
+    failures = SpeechFailures(keep_in_memory=True).compute(predictions=[row.failures for row in rows], **draw)
+    failure_counts = failures.pop("counts")
+    figures |= {f"failures_{kind}": figure for kind, figure in failures.items()}
+    return Condition(rows, figures, failure_counts, counts)
+
+
+def _row(utterance: Utterance, record: Record, spoken: Record | None, recorded: Record | None) -> EvaluatedRow:
+    row = EvaluatedRow(
+        name=utterance.name,
+        text=utterance.text,
+        transcript=record["transcript"],
+        quality=record["quality"],
+        seconds=record["seconds"],
+        error=record["error"],
+        refusals=record["refusals"],
+    )
+    if row.seconds is not None and recorded is not None and recorded["seconds"]:
+        row.duration_ratio = row.seconds / recorded["seconds"]
+    if spoken is not None and spoken["seconds"]:
+        row.real_time_factor = spoken["spent"] / spoken["seconds"]
+    return row
+
+
+def _count_failures(rows: list[EvaluatedRow], records: dict[str, Record], statistics: Statistics) -> None:
+    """Fills in words, edits and failures; what could not be read gets an empty transcript."""
+    judged = any(row.transcript is not None for row in rows)
+    for row in rows:
+        record = records[row.name]
+        if row.error is not None:
+            row.failures = [ERROR]
+            row.transcript = "" if judged else None
+        else:
+            row.failures = statistics.limits.sound_flags(record["peak"], record["rms"], row.seconds or 0.0, row.text)
+        if row.transcript is None:
+            continue
+        (score,) = score_transcripts(
+            [row.text], [row.transcript], normalise=statistics.normalise, limits=statistics.limits
+        )
+        row.words, row.edits = score.words, score.edits
+        if row.error is None:
+            row.failures += score.flags
