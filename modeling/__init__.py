@@ -10,7 +10,7 @@ from .configuration_e2e_tts import (
 )
 from .configuration_vocoder import VocoderConfig
 from .feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
-from .modeling_e2e_tts import E2ETTSModel, SpeechGenerationError
+from .modeling_e2e_tts import E2ETTSModel
 from .modeling_flow_decoder import FlowDecoderModel
 from .modeling_reward import RewardModel
 from .modeling_speaker import SpeakerEncoderModel
@@ -18,8 +18,12 @@ from .modeling_speech_encoder import SpeechEncoderModel
 from .modeling_speech_lm import SpeechLM
 from .modeling_vocoder import VocoderModel
 from .processing_e2e_tts import TextToSpeechProcessor
+from .speech_generation import SpeechGenerationError
+from .streaming import Chunking
+from .voices import Voice
 
 __all__ = [
+    "Chunking",
     "E2ETTSConfig",
     "E2ETTSModel",
     "FlowDecoderConfig",
@@ -37,4 +41,5 @@ __all__ = [
     "TextToSpeechProcessor",
     "VocoderConfig",
     "VocoderModel",
+    "Voice",
 ]

@@ -195,12 +195,14 @@ class FlowDecoderModel(PreTrainedModel):
         guidance: float = 0.7,
         temperature: float = 1.0,
         schedule: str = "cosine",
+        first_frame: int = 0,
     ) -> torch.Tensor:
         """Euler integration from noise to natural-log mel (B, T * frames_per_token, n_mels).
 
         prompt_mel (B, P, n_mels): the true mel of the first P frames, which `codes` must cover; they come back as they
         are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "cosine" takes smaller steps near the noise,
-        "linear" equal ones.
+        "linear" equal ones. first_frame: where in its utterance frame 0 stands, which keys the noise: a part decoded by
+        itself starts from the noise that it has in the whole.
         """
         if num_steps < 1:
             raise ValueError(f"The solver needs at least one step, got num_steps={num_steps}.")
@@ -210,7 +212,7 @@ class FlowDecoderModel(PreTrainedModel):
         condition, prior, voice = self.condition(codes, mask, speaker_embedding)
         shape = (frame_mask.shape[1], self.config.mel["num_mel_bins"])
         seeds = torch.zeros(batch, dtype=torch.long) if seeds is None else seeds
-        x = seeded_noise(seeds, NOISE, shape, codes.device).to(condition.dtype) * temperature
+        x = seeded_noise(seeds, NOISE, shape, codes.device, first=first_frame).to(condition.dtype) * temperature
         prompt = torch.zeros_like(x)
         if prompt_mel is not None:
             if prompt_mel.shape[1] > shape[0]:

@@ -239,8 +239,9 @@ def test_a_prompt_conditions_the_speech_but_is_not_spoken(model, monkeypatch):
     seen = {}
     sample = model.decoder.sample
 
-    def spy(codes, mask, voice, prompt_mel, *arguments):
-        seen.update(codes=codes, prompt_mel=prompt_mel, mel=sample(codes, mask, voice, prompt_mel, *arguments))
+    def spy(codes, mask, voice, prompt_mel, *arguments, **solver):
+        mel = sample(codes, mask, voice, prompt_mel, *arguments, **solver)
+        seen.update(codes=codes, prompt_mel=prompt_mel, mel=mel)
         return seen["mel"]
 
     monkeypatch.setattr(model.decoder, "sample", spy)
