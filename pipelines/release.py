@@ -14,6 +14,7 @@ from datasets import load_from_disk
 from transformers import AutoModel, AutoProcessor
 
 from e2e_tts.modeling import E2ETTSModel, TextToSpeechProcessor
+from e2e_tts.trainers.built_in_voices import mean_voice
 
 from .text_to_speech import TextToSpeechPipeline
 
@@ -97,10 +98,7 @@ def measure_voice(folder: str, source: str, speaker: str | None, token_rate: flo
         there = f"speakers {at_source[:20]}" if at_source else f"sources {sorted(set(sources))}"
         wanted = f"{source}:{speaker}" if speaker else source
         raise ValueError(f"{folder} has no training rows of {wanted}; it has {there}.")
-    rows = rows.select(chosen).select_columns(["speaker_embedding", "text_ids", "seconds"])
-    embedding = torch.tensor(rows["speaker_embedding"][:]).mean(dim=0)
-    rates = [row["seconds"] * token_rate / len(row["text_ids"]) for row in rows]
-    return torch.nn.functional.normalize(embedding, dim=-1), sum(rates) / len(rates)
+    return mean_voice(rows.select(chosen), token_rate)
 
 
 def add_voices(model: E2ETTSModel, voices: list[str]) -> None:

@@ -17,6 +17,8 @@ from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 MODULE_NAMES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
+CODE_LOSSES = ("asr", "spk", "ser", "flow", "prior")
+LOSS_NAMES = ("lm", *CODE_LOSSES, *(f"predicted_{name}" for name in CODE_LOSSES), "kl")
 
 
 class _Loader(yaml.SafeLoader):
@@ -76,14 +78,60 @@ class GumbelSchedule:
 
 
 @dataclass
+class LoraRecipe:
+    """Low-rank adapters (peft) on linear layers of the modules in `train`, in place of their own weights.
+
+    rank, alpha and dropout are those of peft's LoraConfig. targets: for each module, the endings of its layers' names,
+    by default those of `adapters.DEFAULT_TARGETS`. merged: whether the run's final folder is a whole checkpoint with
+    the adapters added to its weights; otherwise it is an adapter folder (see e2e_tts.trainers.adapters).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: dict[str, list[str]] = field(default_factory=dict)
+    merged: bool = False
+
+
+@dataclass
+class SafetyRecipe:
+    """What stops a run or warns of it.
+
+    divergence_factor: the run stops at a loss above this many times the median of the last logged ones; 0 is never.
+    A loss that is not finite always stops it. Alarms compare means over `alarm_logs` logs with the best such mean so
+    far: token entropy or code use lower by the given shares; or, since reconstruction was best, its loss higher by
+    `tradeoff` while the LM loss fell by as much. stop_on_alarm: save and stop, instead of only warning.
+    """
+
+    divergence_factor: float = 10.0
+    alarm_logs: int = 10
+    entropy_drop: float = 0.1
+    code_use_drop: float = 0.2
+    tradeoff: float = 0.1
+    stop_on_alarm: bool = False
+
+
+@dataclass
+class SampleRecipe:
+    """Held-out sentences spoken every so many steps (0 is never) into output_dir/samples, with the same seed."""
+
+    every: int = 0
+    count: int = 2
+    seed: int = 0
+
+
+@dataclass
 class Recipe:
     """One stage of training.
 
     trainer: "joint", "component" or "end_to_end". init: folder of a composite to start from; init_modules: folders of
     single modules that replace parts of it. model: the composite's configuration, for a start from scratch. train:
-    the modules that learn; the others are frozen. learning_rates: by module, default the trainer's. lm_ramp_steps:
-    the LM loss grows from 0 to its weight over these steps. kl: weight of the divergence from the starting LM.
-    arguments: fields of transformers' TrainingArguments.
+    the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights.
+    learning_rates and max_grad_norms: by module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps
+    over which it grows from 0 to its weight; lm_ramp_steps is the same for the LM loss alone. kl: weight of the
+    divergence from the starting LM. ema: by module, the decay of an average of its weights that is evaluated and
+    saved in their place. voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows,
+    or "*" for all of them. arguments: fields of transformers' TrainingArguments.
     """
 
     trainer: str = "joint"
@@ -98,15 +146,37 @@ class Recipe:
     predict_from: str = "codes"
     gumbel: GumbelSchedule = field(default_factory=GumbelSchedule)
     lm_ramp_steps: int = 0
+    ramp_steps: dict[str, int] = field(default_factory=dict)
     rate_jitter: float = 0.0
     learning_rates: dict[str, float] = field(default_factory=dict)
+    max_grad_norms: dict[str, float] = field(default_factory=dict)
+    lora: LoraRecipe | None = None
+    ema: dict[str, float] = field(default_factory=dict)
+    voices: dict[str, str] = field(default_factory=dict)
+    safety: SafetyRecipe = field(default_factory=SafetyRecipe)
+    samples: SampleRecipe = field(default_factory=SampleRecipe)
     arguments: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.trainer not in ("joint", "component", "end_to_end"):
             raise RecipeError(f"trainer must be joint, component, end_to_end or vocoder, got {self.trainer!r}.")
+        by_module = {"max_grad_norms": self.max_grad_norms, "ema": self.ema}
+        if self.lora is not None:
+            by_module["lora.targets"] = self.lora.targets
         for name in [*self.train, *self.learning_rates, *self.init_modules]:
             _check_key(name, MODULE_NAMES, "modules")
+        for entry, values in by_module.items():
+            for name in values:
+                _check_key(name, MODULE_NAMES, entry)
+                if name not in self.train:
+                    raise RecipeError(f"{entry} names {name!r}, which does not learn: add it to train or drop it.")
+        for name, decay in self.ema.items():
+            if not 0.0 < decay < 1.0:
+                raise RecipeError(f"ema.{name} must lie between 0 and 1, 0.999 for example; got {decay}.")
+        for name in self.ramp_steps:
+            _check_key(name, LOSS_NAMES, "ramp_steps")
+        if self.lm_ramp_steps and "lm" in self.ramp_steps:
+            raise RecipeError("The ramp of the LM loss is given twice: keep ramp_steps.lm, drop lm_ramp_steps.")
         for name in self.arguments:
             _check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
         if self.model is not None:
@@ -160,8 +230,10 @@ def _build(cls: type, values: dict, where: str) -> typing.Any:
     built = {}
     for key, value in values.items():
         _check_key(key, names, where)
-        if is_dataclass(types[key]):
-            value = _build(types[key], value or {}, f"{where}.{key}")
+        parts = [part for part in (types[key], *typing.get_args(types[key])) if is_dataclass(part)]
+        optional = type(None) in typing.get_args(types[key])
+        if parts and not (optional and value is None):
+            value = _build(parts[0], value or {}, f"{where}.{key}")
         elif types[key] is float:
             value = float(value)
         built[key] = value

@@ -3,18 +3,39 @@
 import copy
 from collections import defaultdict
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from e2e_tts.modeling.modeling_e2e_tts import E2ETTSModel, E2ETTSOutput
 
-from .recipe import Recipe
+from .adapters import add_adapters, save_merged
+from .averages import UpdateAverages, WeightAverages
+from .built_in_voices import save_voices
+from .callbacks import CollapseAlarm, SpeechSamples
+from .recipe import Recipe, RecipeError
+from .safety import divergence, save_bad_batch
 from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
 OTHER_CLIP, RATE = 21, 22  # salts of the trainer's own draws
+
+
+def loss_key(name: str) -> str:
+    """The name of a loss in a recipe -> its name in the model's output: "predicted_asr" -> "predicted_loss_asr"."""
+    return f"predicted_loss_{name.removeprefix('predicted_')}" if name.startswith("predicted_") else f"loss_{name}"
+
+
+def source_counts(rows: Dataset, max_seconds: float) -> dict[str, float]:
+    """Rows of each source that are not too long: weights that make every row equally likely."""
+    sources = np.asarray(rows["source"][:])[np.asarray(rows["seconds"][:]) <= max_seconds]
+    names, counts = np.unique(sources, return_counts=True)
+    return dict(zip(names.tolist(), counts.astype(float).tolist(), strict=True))
 
 
 def token_statistics(counts: torch.Tensor) -> dict[str, float]:
@@ -25,7 +46,7 @@ def token_statistics(counts: torch.Tensor) -> dict[str, float]:
 
 
 class SpeechTrainer(Trainer):
-    """What the stages share: seeded draws, voices from other clips, per-module learning rates, named losses.
+    """What the stages share: seeded draws, voices from other clips, settings by module, named losses, safety nets.
 
     Every loss is a mean over utterances of per-utterance means, so equal shares of a batch give the same gradient
     however it is cut over processes and accumulation steps.
@@ -35,6 +56,8 @@ class SpeechTrainer(Trainer):
         self.recipe = recipe
         model.freeze([name for name in ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
                       if name not in recipe.train])
+        if recipe.lora is not None:
+            model = add_adapters(model, recipe.lora, recipe.train)
         super().__init__(model, *args, **kwargs)
         # compute_loss returns a mean, which Trainer divides by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
@@ -46,6 +69,33 @@ class SpeechTrainer(Trainer):
         self.sums: dict[str, float] = defaultdict(float)
         self.logged = 0
         self.code_counts = torch.zeros(model.config.lm_config.num_codes, dtype=torch.long)
+        self.step_batches: list[dict] = []  # what the current optimizer step has been made of so far
+        whole = {"ema": recipe.ema, "max_grad_norms": recipe.max_grad_norms, "samples.every": recipe.samples.every}
+        for entry, value in whole.items():
+            if value and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                raise RecipeError(f"{entry} needs the whole weights in every process: drop it under FSDP or DeepSpeed.")
+        self.averages = WeightAverages({name: getattr(self.composite, name) for name in recipe.ema}, recipe.ema)
+        if recipe.ema:
+            self.add_callback(UpdateAverages(self.averages))
+        self.add_callback(CollapseAlarm(recipe.safety))
+        if recipe.samples.every:
+            if self.eval_dataset is None:
+                raise RecipeError("samples.every needs held-out rows: give data.eval_rows, or set samples.every=0.")
+            self.add_callback(
+                SpeechSamples(
+                    recipe.samples,
+                    self.eval_dataset,
+                    self.data_collator,
+                    model=lambda: self.composite,
+                    weights=self.averages.applied,
+                )
+            )
+
+    @property
+    def composite(self) -> E2ETTSModel:
+        """The model itself, without what processes, compilation or adapters wrap around it."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if isinstance(model, PeftModel) else model
 
     # ---------------------------------------------------------------- data
 
@@ -53,7 +103,7 @@ class SpeechTrainer(Trainer):
         data = self.recipe.data
         batches = MixtureBatches(
             self.train_dataset.rows,
-            data.weights,
+            data.weights or source_counts(self.train_dataset.rows, data.max_seconds),
             self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size,
             self.args.seed,
             data.seconds_per_batch,
@@ -96,11 +146,16 @@ class SpeechTrainer(Trainer):
 
     # ---------------------------------------------------------------- losses
 
+    def full_weights(self) -> dict[str, float]:
+        """Weight of every named loss once its ramp is over."""
+        return {loss_key(name): value for name, value in asdict(self.recipe.losses).items() if value}
+
     def weights(self, step: int) -> dict[str, float]:
         """Weight of every named loss at a step."""
-        weights = {f"loss_{name}": value for name, value in asdict(self.recipe.losses).items() if value}
-        if self.recipe.lm_ramp_steps and "loss_lm" in weights:
-            weights["loss_lm"] *= min(1.0, (step + 1) / self.recipe.lm_ramp_steps)
+        weights = self.full_weights()
+        for name, steps in {"lm": self.recipe.lm_ramp_steps, **self.recipe.ramp_steps}.items():
+            if steps and loss_key(name) in weights:
+                weights[loss_key(name)] *= min(1.0, (step + 1) / steps)
         return weights
 
     def model_options(self, step: int) -> dict:
@@ -112,22 +167,42 @@ class SpeechTrainer(Trainer):
             "flow": losses.flow,
             "prior": losses.prior,
         }
-        return {"true_losses": tuple(name for name, weight in wanted.items() if weight)}
+        true_losses = tuple(name for name, weight in wanted.items() if weight)
+        return {"true_losses": true_losses, "predict_from": self.recipe.predict_from}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         step = self.state.global_step
-        output = model(**self.draw_inputs(inputs, step), **self.model_options(step))
+        drawn = self.draw_inputs(inputs, step)
+        output = model(**drawn, **self.model_options(step))
         loss = self.weighted_sum(output, self.weights(step))
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is not finite at step {step}: {self.named_losses(output)}. Lower the learning rate, or look "
-                f"at utterances {inputs['utterance'].tolist()}."
-            )
-        for name, value in self.named_losses(output).items():
+        named = self.named_losses(output)
+        if self.step_batches and self.step_batches[0]["step"] != step:
+            self.step_batches.clear()
+        self.step_batches.append({"step": step, "inputs": inputs, "seeds": drawn["seeds"], "losses": named})
+        problem = divergence(float(loss.detach()), self.state.log_history, self.recipe.safety.divergence_factor)
+        if problem:
+            self.stop(f"The loss {problem} at step {step}: {named}.")
+        for name, value in named.items():
             self.sums[name] += value
         self.logged += 1
         self.code_counts += torch.bincount(output.ids[output.mask].cpu(), minlength=len(self.code_counts))
         return (loss, output) if return_outputs else loss
+
+    def stop(self, problem: str) -> None:
+        """Saves the batches of the current step to output_dir/bad_batch and raises FloatingPointError."""
+        folder = save_bad_batch(
+            self.args.output_dir,
+            problem,
+            self.state.global_step,
+            self.args.process_index,
+            self.step_batches,
+            self.train_dataset.rows,
+        )
+        utterances = [row for batch in self.step_batches for row in batch["inputs"]["utterance"].tolist()]
+        raise FloatingPointError(
+            f"{problem} Lower the learning rate, or look at utterances {utterances}: their losses, seeds and inputs "
+            f"are in {folder}."
+        )
 
     @staticmethod
     def weighted_sum(output: E2ETTSOutput, weights: dict[str, float]) -> torch.Tensor:
@@ -152,13 +227,32 @@ class SpeechTrainer(Trainer):
 
     # ---------------------------------------------------------------- optimisation
 
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Clips each module of max_grad_norms by itself and the others together; returns the norm before clipping."""
+        if self.recipe.max_grad_norms:
+            self.accelerator.unscale_gradients()
+            members = {name: list(getattr(self.composite, name).parameters()) for name in self.recipe.max_grad_norms}
+            own = {parameter for parameters in members.values() for parameter in parameters}
+            members[None] = [parameter for parameter in self.composite.parameters() if parameter not in own]
+            norms = [
+                nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norms.get(name, self.args.max_grad_norm))
+                for name, parameters in members.items()
+            ]
+            norm = torch.linalg.vector_norm(torch.stack(norms))
+        else:
+            norm = super()._clip_grad_norm(model)
+        # A gradient scaler meets gradients that are not finite by skipping the step.
+        if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+            self.stop(f"The gradient is not finite at step {self.state.global_step}.")
+        return norm
+
     def create_optimizer(self, model=None):
         if self.optimizer is None:
             groups = []
-            decayed = set(self.get_decay_parameter_names(self.model))
+            decayed = set(self.get_decay_parameter_names(self.composite))
             for module in self.recipe.train:
                 rate = self.recipe.learning_rates.get(module, self.args.learning_rate)
-                named = [(f"{module}.{n}", p) for n, p in getattr(self.model, module).named_parameters()]
+                named = [(f"{module}.{n}", p) for n, p in getattr(self.composite, module).named_parameters()]
                 for decay in (True, False):
                     members = [p for n, p in named if (n in decayed) is decay and p.requires_grad]
                     if members:
@@ -168,14 +262,56 @@ class SpeechTrainer(Trainer):
             self.optimizer = cls(groups, **settings)
         return self.optimizer
 
+    # ---------------------------------------------------------------- saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with self.averages.applied():
+            super()._save(output_dir, state_dict)
+        if self.recipe.lora is not None and self.args.should_save:
+            save_voices(self.composite, output_dir or self.args.output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.recipe.ema and self.args.should_save:
+            self.averages.save_learning(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.averages.resume(checkpoint)
+
+    def save_final(self, folder: str | Path) -> None:
+        """Saves the result of the run, averages in their modules' place: a checkpoint, or an adapter folder with LoRA.
+
+        To be called by every process.
+        """
+        model, lora = self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self.recipe.lora
+        with self.averages.applied():
+            state = self.accelerator.get_state_dict(self.model_wrapped) if lora is None else None
+            if not self.args.should_save:
+                return
+            if lora is None:
+                model.save_pretrained(folder, state_dict=state)
+            elif not lora.merged:
+                model.save_pretrained(folder)
+                save_voices(self.composite, folder)
+            else:
+                save_merged(copy.deepcopy(model), folder)
+
     # ---------------------------------------------------------------- evaluation
 
-    @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Named losses on held-out rows with fixed draws, and the reward model's label error rate (greedy CTC)."""
-        dataset: SpeechDataset = eval_dataset or self.eval_dataset
-        model: E2ETTSModel = self.accelerator.unwrap_model(self.model)
-        model.eval()
+        with self.averages.applied():
+            measured = self.measure(eval_dataset or self.eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        self.log(metrics)
+        return metrics
+
+    @torch.no_grad()
+    def measure(self, dataset: SpeechDataset) -> dict[str, float]:
+        """What `evaluate` logs, with the weights that the model has."""
+        model = self.composite.eval()
         sums, rows, edits, symbols = defaultdict(float), 0, 0, 0
         size = 8
         for start in range(0, min(len(dataset), self.recipe.data.eval_rows), size):
@@ -196,11 +332,8 @@ class SpeechTrainer(Trainer):
                     said = [label for label in said if label != -100]
                     edits += edit_distance(heard, said)
                     symbols += len(said)
-        metrics = {f"{metric_key_prefix}_{name}": value / rows for name, value in sums.items()}
-        if symbols:
-            metrics[f"{metric_key_prefix}_label_error_rate"] = edits / symbols
-        self.log(metrics)
-        return metrics
+        measured = {name: value / rows for name, value in sums.items()}
+        return measured | ({"label_error_rate": edits / symbols} if symbols else {})
 
 
 class JointTrainer(SpeechTrainer):
@@ -223,15 +356,16 @@ class EndToEndTrainer(SpeechTrainer):
         frozen = {"encoder", "reward"} & set(recipe.train)
         if frozen:
             raise ValueError(f"Stage 3 keeps tokenizer and reward model frozen: take {sorted(frozen)} out of train.")
+        if recipe.kl and reference_lm is None:
+            reference_lm = copy.deepcopy(model.lm)  # before it gets adapters
         super().__init__(model, recipe, *args, **kwargs)
         self.reference_lm = None
         if recipe.kl:
-            self.reference_lm = copy.deepcopy(model.lm) if reference_lm is None else reference_lm
-            self.reference_lm.requires_grad_(False).eval().to(self.args.device)
+            self.reference_lm = reference_lm.requires_grad_(False).eval().to(self.args.device)
 
-    def weights(self, step: int) -> dict[str, float]:
+    def full_weights(self) -> dict[str, float]:
         predicted = asdict(self.recipe.predicted_losses)
-        weights = super().weights(step) | {f"predicted_loss_{n}": v for n, v in predicted.items() if v}
+        weights = super().full_weights() | {f"predicted_loss_{n}": v for n, v in predicted.items() if v}
         if self.recipe.kl:
             weights["loss_kl"] = self.recipe.kl
         return weights
@@ -250,7 +384,6 @@ class EndToEndTrainer(SpeechTrainer):
         return super().model_options(step) | {
             "predicted_losses": tuple(name for name, weight in wanted.items() if weight),
             "gumbel_temperature": self.temperature(step),
-            "predict_from": self.recipe.predict_from,
             "reference_lm": self.reference_lm,
         }
 

@@ -2,27 +2,38 @@
 
 accelerate launch -m e2e_tts.trainers.train --recipe small_joint --output_dir DIR
 
-A run that was stopped goes on from its last checkpoint when the same command is given again.
+A run that was stopped, at any moment, goes on from its last whole checkpoint when the same command is given again.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 
 import torch
 from transformers import AutoModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import logging
 
 from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, VocoderConfig, VocoderModel
 
+from .built_in_voices import add_voices
 from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
 from .speech_data import Collator, SpeechDataset, load_prepared
 from .stage_trainers import TRAINERS, SpeechTrainer
 from .vocoder_data import CropDataset
 from .vocoder_trainer import VocoderTrainer
 
+logger = logging.get_logger(__name__)
+
 
 def build_model(recipe: Recipe) -> E2ETTSModel:
     """The composite that a recipe starts from: a folder, or a configuration, with single modules replaced."""
+    if recipe.lora is not None and not recipe.lora.merged and (recipe.init is None or recipe.init_modules):
+        raise RecipeError(
+            "An adapter folder is loaded onto the checkpoint that init names, and here the model is another one: save "
+            "the model with its modules first and name that folder in init, or set lora.merged=true."
+        )
     if recipe.init is not None:
         model = AutoModel.from_pretrained(recipe.init)
     else:
@@ -40,6 +51,12 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
     if settings.get("max_steps", -1) <= 0:
         raise RecipeError("arguments.max_steps must be set: data is a stream, an epoch has no meaning.")
     settings.setdefault("use_cpu", not torch.cuda.is_available())
+    for name in ("bf16", "fp16"):
+        if settings.get(name) and settings["use_cpu"]:
+            raise RecipeError(
+                f"arguments.{name} needs a GPU: on a CPU half precision is slower than float32 and gives other losses. "
+                f"Set arguments.{name}=false."
+            )
     settings.setdefault("report_to", "none")
     return TrainingArguments(output_dir, remove_unused_columns=False, **settings)
 
@@ -79,14 +96,43 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
     set_seed(arguments.seed)
     model = build_model(recipe)
     collator = Collator.for_model(model.config)
+
+    def speech(split: str) -> SpeechDataset:
+        return SpeechDataset(load_prepared(recipe.data.folders, split), collator.audio_spec)
+
+    train_dataset = speech("train")
+    if recipe.voices:
+        add_voices(model, train_dataset.rows, recipe.voices)
     return TRAINERS[recipe.trainer](
         model,
         recipe,
         arguments,
-        train_dataset=SpeechDataset(load_prepared(recipe.data.folders, "train"), collator.audio_spec),
-        eval_dataset=SpeechDataset(load_prepared(recipe.data.folders, "dev"), collator.audio_spec),
+        train_dataset=train_dataset,
+        eval_dataset=speech("dev") if recipe.data.eval_rows else None,
         data_collator=collator,
     )
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint that is complete, or None.
+
+    One that was being written or deleted when a run was killed is passed over: trainer_state.json is what a save ends
+    with, and what a deletion may leave while weights are gone.
+    """
+    checkpoints = sort_checkpoints(str(output_dir))
+    for checkpoint in reversed(checkpoints):
+        folder = Path(checkpoint)
+        index = folder / "model.safetensors.index.json"
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+        except (OSError, ValueError):
+            continue
+        if all((folder / name).is_file() for name in weights):
+            return checkpoint
+    if checkpoints:
+        logger.warning(f"None of the checkpoints in {output_dir} is complete: the run starts from its beginning.")
+    return None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,12 +149,18 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = build(recipe, options.output_dir, options.max_steps)
     except (RecipeError, ValueError) as error:
         sys.exit(f"{options.recipe}: {error}")
-    checkpoint = None if options.fresh else get_last_checkpoint(options.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    checkpoint = None if options.fresh else last_whole_checkpoint(options.output_dir)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:
+        sys.exit(f"{options.recipe}: {error}")
     if trainer.eval_dataset is not None:
         trainer.evaluate()
-    if trainer.is_world_process_zero():
+    if isinstance(trainer, SpeechTrainer):
+        trainer.save_final(f"{options.output_dir}/final")
+    elif trainer.is_world_process_zero():
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(f"{options.output_dir}/final")
+    if trainer.is_world_process_zero():
         trainer.save_state()
 
 

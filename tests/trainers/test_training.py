@@ -3,39 +3,15 @@
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from factories import (
-    composite_settings,
-    conformer_settings,
-    encoder_settings,
-    lm_settings,
-    make_composite,
-    make_dataset,
-)
 from safetensors.torch import load_file
+from stages import STAGES, STEPS, make_folders, stage_recipe, trainer_losses
 from transformers import AutoModel, TrainerCallback
 
 from e2e_tts.modeling import E2ETTSModel
-from e2e_tts.trainers.recipe import parse_recipe
-from e2e_tts.trainers.stage_trainers import edit_distance, token_statistics
+from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance, token_statistics
 from e2e_tts.trainers.train import build_trainer
 
-STEPS, STOP = 6, 3
-STAGES = {
-    "joint": {
-        "train": ["encoder", "reward", "lm", "decoder"],
-        "losses": {"lm": 0.1, "asr": 1.0, "spk": 1.0, "flow": 1.0, "prior": 1.0},
-        "lm_ramp_steps": 4,
-        "rate_jitter": 0.1,
-        "learning_rates": {"encoder": 5e-4},
-    },
-    "component": {"train": ["reward", "lm", "decoder"], "losses": {"lm": 1.0, "asr": 1.0, "flow": 1.0}},
-    "end_to_end": {
-        "train": ["lm", "decoder"],
-        "losses": {"lm": 0.5, "flow": 1.0},
-        "predicted_losses": {"asr": 1.0, "spk": 0.1, "flow": 1.0},
-        "kl": 0.1,
-    },
-}
+STOP = 3
 LOGGED = {
     "joint": {"loss_lm", "loss_asr", "loss_spk", "loss_flow", "loss_prior"},
     "component": {"loss_lm", "loss_asr", "loss_spk", "loss_flow", "loss_prior"},
@@ -57,48 +33,11 @@ class Stop(TrainerCallback):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    root = tmp_path_factory.mktemp("stages")
-    # Dropout is on: a resumed run must also go on with the same random state.
-    conformer = conformer_settings(dropout=0.1, activation_dropout=0.1)
-    settings = composite_settings(
-        encoder_config=encoder_settings(encoder_config=conformer), lm_config=lm_settings(text_positions="aligned")
-    )
-    make_composite(**settings).save_pretrained(root / "start")
-    return {"data": make_dataset(str(root / "data")), "start": str(root / "start")}
+    return make_folders(tmp_path_factory.mktemp("stages"))
 
 
-def trainer_of(stage: str, folders: dict[str, str], output: str, **changes):
-    values = {
-        "trainer": stage,
-        "init": folders["start"],
-        "data": {
-            "folders": [folders["data"]],
-            "weights": {"first": 2.0, "second": 1.0},
-            "seconds_per_batch": 2.0,
-            "max_rows": 3,
-            "eval_rows": 3,
-        },
-        "arguments": {
-            "max_steps": STEPS,
-            "learning_rate": 1e-3,
-            "warmup_steps": 2,
-            "logging_steps": 1,
-            "save_steps": 2,
-            "use_cpu": True,
-            "disable_tqdm": True,
-        },
-        **STAGES[stage],
-    }
-    values["arguments"] |= changes.pop("arguments", {})
-    return build_trainer(parse_recipe(values | changes), output)
-
-
-def losses_logged(trainer) -> dict[int, dict[str, float]]:
-    return {
-        entry["step"]: {name: value for name, value in entry.items() if "loss" in name or name == "learning_rate"}
-        for entry in trainer.state.log_history
-        if "loss" in entry
-    }
+def trainer_of(stage: str, folders: dict[str, str], output: str, **changes) -> SpeechTrainer:
+    return build_trainer(stage_recipe(stage, folders, **changes), output)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -106,7 +45,7 @@ def test_stage(stage, folders, tmp_path):
     trainer = trainer_of(stage, folders, str(tmp_path))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
-    history = losses_logged(trainer)
+    history = trainer_losses(trainer)
     assert list(history) == list(range(1, STEPS + 1))
     for losses in history.values():
         assert LOGGED[stage] <= set(losses)
@@ -133,7 +72,7 @@ def test_a_stopped_run_resumes_to_the_same_losses(stage, folders, tmp_path):
         stopped.train()
     resumed = trainer_of(stage, folders, str(tmp_path / "stopped"))
     resumed.train(resume_from_checkpoint=True)
-    expected, got = losses_logged(whole), losses_logged(resumed)
+    expected, got = trainer_losses(whole), trainer_losses(resumed)
     # The checkpoint is of step 2; step 3 was lost and is done again.
     assert list(got) == list(range(1, STEPS + 1))
     assert got == expected
@@ -154,7 +93,7 @@ def test_anchor_stays_the_lm_of_the_start(folders, tmp_path):
         not torch.equal(value, resumed.model.lm.state_dict()[name]) for name, value in start.state_dict().items()
     )
     assert not any(parameter.requires_grad for parameter in resumed.reference_lm.parameters())
-    assert losses_logged(resumed)[1]["loss_kl"] == 0.0 and losses_logged(resumed)[3]["loss_kl"] > 0.0
+    assert trainer_losses(resumed)[1]["loss_kl"] == 0.0 and trainer_losses(resumed)[3]["loss_kl"] > 0.0
 
 
 def test_checkpoints_load(folders, tmp_path):
@@ -178,7 +117,7 @@ def test_accumulated_batches_are_averaged(folders, tmp_path):
     trainer = trainer_of("joint", folders, str(tmp_path), arguments={"gradient_accumulation_steps": 2, "max_steps": 2})
     trainer.train()
     weights = {"loss_lm": 0.1, "loss_asr": 1.0, "loss_spk": 1.0, "loss_flow": 1.0, "loss_prior": 1.0}
-    for step, losses in losses_logged(trainer).items():
+    for step, losses in trainer_losses(trainer).items():
         total = sum(weight * losses[name] for name, weight in weights.items())
         total -= weights["loss_lm"] * losses["loss_lm"] * (1 - step / 4)  # the ramp
         assert losses["loss"] == pytest.approx(total, abs=2e-3)

@@ -1,0 +1,66 @@
+"""Built-in voices of a model: measured on annotated rows, and kept beside adapters."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from e2e_tts.modeling import E2ETTSModel
+
+from .recipe import RecipeError
+
+VOICES_FILE = "voices.json"
+
+
+def mean_voice(rows: Dataset, token_rate: float) -> tuple[torch.Tensor, float]:
+    """A voice from annotated rows: their mean embedding (S,), normalised, and mean of speech tokens per text token."""
+    rows = rows.select_columns(["speaker_embedding", "text_ids", "seconds"])
+    embedding = torch.tensor(np.asarray(rows["speaker_embedding"][:]), dtype=torch.float32).mean(dim=0)
+    rates = [row["seconds"] * token_rate / len(row["text_ids"]) for row in rows]
+    return torch.nn.functional.normalize(embedding, dim=-1), sum(rates) / len(rates)
+
+
+def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> None:
+    """Stores built-in voices in the model, in front of those it has: name -> SOURCE[:SPEAKER] of the rows, "*" for all.
+
+    Raises RecipeError, naming what there is, for a source or speaker without rows.
+    """
+    sources, speakers = np.asarray(rows["source"][:]), np.asarray(rows["speaker"][:])
+    embeddings, rates = {}, {}
+    for name, place in voices.items():
+        source, _, speaker = place.partition(":")
+        chosen = np.full(len(sources), True) if source == "*" else sources == source
+        if speaker:
+            chosen &= speakers == speaker
+        if not chosen.any():
+            there = sorted({f"{a}:{b}" for a, b in zip(sources, speakers, strict=True)})
+            raise RecipeError(f"voices.{name}: no training rows of {place!r}; there are {there[:20]}.")
+        members = rows.select(np.flatnonzero(chosen))
+        embeddings[name], rates[name] = mean_voice(members, model.config.encoder_config.token_rate)
+    for index, (name, rate) in enumerate(model.config.voices.items()):
+        if name not in embeddings:
+            embeddings[name], rates[name] = model.voice_embeddings[index], rate
+    model.set_voices(embeddings, rates)
+
+
+def save_voices(model: E2ETTSModel, folder: str | Path) -> None:
+    """Writes the model's built-in voices beside an adapter, which has no place for them."""
+    voices = {
+        name: {"tokens_per_symbol": rate, "embedding": embedding.tolist()}
+        for (name, rate), embedding in zip(model.config.voices.items(), model.voice_embeddings.cpu(), strict=True)
+    }
+    (Path(folder) / VOICES_FILE).write_text(json.dumps(voices, indent=1) + "\n", encoding="utf-8")
+
+
+def load_voices(model: E2ETTSModel, folder: str | Path) -> None:
+    """Gives the model the voices of `save_voices`; leaves it as it is if the folder has none."""
+    file = Path(folder) / VOICES_FILE
+    if not file.is_file():
+        return
+    voices = json.loads(file.read_text(encoding="utf-8"))
+    model.set_voices(
+        {name: torch.tensor(voice["embedding"]) for name, voice in voices.items()},
+        {name: voice["tokens_per_symbol"] for name, voice in voices.items()},
+    )
