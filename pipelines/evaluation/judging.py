@@ -81,8 +81,9 @@ class SpeakerReferences:
         return clip.label
 
     def _add(self, label: str, vector: np.ndarray) -> None:
-        self.vectors[label] = vector
-        self.folder.append(VECTORS, [{"name": label, "vector": _rounded(vector)}])
+        record = {"name": label, "vector": _rounded(vector)}
+        self.folder.append(VECTORS, [record])
+        self.vectors[label] = np.array(record["vector"])  # as a continued run will read it
 
     def _mean(self, recordings: Path) -> np.ndarray:
         """The direction of the mean vector of a folder's recordings. Raises ValueError if none of them has speech."""
@@ -111,7 +112,8 @@ def judge_clips(
 
     A record has name, seconds, peak, rms, transcript, speaker_vector, speaker (the vector to compare with, by label),
     quality, error (why there is nothing to judge) and refusals (what a judge could not score, by role). A silent clip
-    is not shown to the recogniser, which would invent words for it: its transcript is empty. Raises RuntimeError if the
+    is not shown to the recogniser, which would invent words for it: its transcript is empty, as is that of a clip that
+    is missing or cannot be read: leaving it out would reward failure. Raises RuntimeError if the
     recogniser refuses every clip, since that is no fault of the speech.
     """
     done = folder.records(RECORDS[condition])
@@ -144,7 +146,7 @@ def _judge(
             raise ValueError(clip.problem)
         waveform, sampling_rate = read_recording(clip.source)
     except ValueError as error:
-        return record | {"error": str(error)}
+        return record | {"error": str(error), "transcript": "" if judges.recogniser else None}
     record["seconds"] = waveform.size / sampling_rate
     record["peak"], record["rms"] = loudness(waveform)
     silent = limits.is_silent(record["peak"], record["rms"])

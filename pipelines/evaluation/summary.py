@@ -86,9 +86,8 @@ def summarise(
     """Figures of the utterances that have a record.
 
     `records` are the judges' (see `judge_clips`), `spoken` those of synthesis (empty if it was not ours), `vectors` the
-    speakers' by label, and `recorded` the judges' records of the recordings, which durations are compared with. A clip
-    that is missing or cannot be read counts as one with all its words lost: leaving it out would reward failure. What
-    a judge refused is left out of that judge's figures.
+    speakers' by label, and `recorded` the judges' records of the recordings, which durations are compared with. What a
+    judge refused is left out of that judge's figures.
     """
     chosen = [item for item in utterances if item.name in records]
     rows = [_row(item, records[item.name], spoken.get(item.name), recorded.get(item.name)) for item in chosen]
@@ -164,13 +163,11 @@ def _row(utterance: Utterance, record: Record, spoken: Record | None, recorded: 
 
 
 def _count_failures(rows: list[EvaluatedRow], records: dict[str, Record], statistics: Statistics) -> None:
-    """Fills in words, edits and failures; what could not be read gets an empty transcript."""
-    judged = any(row.transcript is not None for row in rows)
+    """Fills in words, edits and failures."""
     for row in rows:
         record = records[row.name]
         if row.error is not None:
             row.failures = [ERROR]
-            row.transcript = "" if judged else None
         else:
             row.failures = statistics.limits.sound_flags(record["peak"], record["rms"], row.seconds or 0.0, row.text)
         if row.transcript is None:

@@ -1,0 +1,109 @@
+"""The settings of an evaluation: the fields are the command line's arguments."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import yaml
+
+from .judges import AUTO
+
+NONE = "none"
+NORMALISER_OF_LANGUAGE = {"en": "seed-tts-en", "zh": "seed-tts-zh"}
+_NOT_SETTINGS = ("output_dir", "device", "samples", "resamples", "bootstrap_seed")
+"""What may change when an evaluation continues: it does not change what was spoken or judged."""
+
+
+@dataclass
+class EvaluationOptions:
+    """Speech for a test set is made by a checkpoint, or taken from a folder, and judged."""
+
+    output_dir: str = field(
+        metadata={"help": "folder of the reports; the same command again continues a killed evaluation"}
+    )
+    test_list: str | None = field(
+        default=None,
+        metadata={"help": "list in Seed-TTS-Eval's format: name|prompt text|prompt wav|text[|reference wav]"},
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "instead of a list: what datasets.load_dataset or load_from_disk takes"}
+    )
+    split: str = field(default="test", metadata={"help": "split of the data set"})
+    columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "columns of the data set where they differ: name=id text=text reference=audio prompt=... "},
+    )
+    filters: list[str] = field(default_factory=list, metadata={"help": "rows of the data set to keep: source=NAME"})
+    limit: int | None = field(default=None, metadata={"help": "only the first so many utterances"})
+
+    model: str | None = field(default=None, metadata={"help": "checkpoint that speaks: a folder or owner/model"})
+    audio: str | None = field(default=None, metadata={"help": "instead of a checkpoint: a folder of NAME.wav to judge"})
+    voice: str | None = field(
+        default=None, metadata={"help": "built-in voice; by default each utterance's prompt, or the first voice"}
+    )
+    continue_prompt: bool = field(default=False, metadata={"help": "give the prompt's text too and continue it"})
+    sampling: list[str] = field(
+        default_factory=list, metadata={"help": "settings of the pipeline: temperature=0.8 num_steps=16 speed=1.1"}
+    )
+    batch_size: int = field(default=4, metadata={"help": "texts spoken at once"})
+    seed: int = field(default=0, metadata={"help": "of the synthesis"})
+    device: str | None = field(default=None, metadata={"help": "of the checkpoint: cpu, cuda:0, mps"})
+
+    language: str = field(default="en", metadata={"help": "of the texts; en and zh have the benchmark's normaliser"})
+    normaliser: str | None = field(default=None, metadata={"help": "what texts and transcripts go through"})
+    recogniser: str = field(default=AUTO, metadata={"help": "name, owner/model, folder, auto or none"})
+    recogniser_options: list[str] = field(
+        default_factory=list, metadata={"help": "for example beam_size=1 cpu_threads=2 cache_folder=DIR"}
+    )
+    speaker_judge: str = field(default=AUTO, metadata={"help": "name, owner/model, folder, auto or none"})
+    quality_judge: str = field(default=AUTO, metadata={"help": "dnsmos, auto or none"})
+    speaker_recordings: str | None = field(
+        default=None,
+        metadata={"help": "folder of recordings of the speaker to resemble, instead of each utterance's prompt"},
+    )
+    judge_recordings: bool = field(
+        default=True, metadata={"help": "judge the reference recordings too, which shows the judges' own error"}
+    )
+
+    samples: int = field(default=50, metadata={"help": "utterances with sound and picture in the page, worst first"})
+    resamples: int = field(default=2000, metadata={"help": "of the bootstrap"})
+    bootstrap_seed: int = field(default=0, metadata={"help": "of the bootstrap"})
+
+    def check(self) -> None:
+        """Raises ValueError, saying what to do, for settings that do not fit together."""
+        if (self.test_list is None) == (self.dataset is None):
+            raise ValueError("Give what is to be said: either --test_list FILE or --dataset NAME.")
+        if (self.model is None) == (self.audio is None):
+            raise ValueError("Give who speaks: either --model CHECKPOINT or --audio FOLDER.")
+        for name, least in (("batch_size", 1), ("resamples", 1), ("samples", 0), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}.")
+        if self.audio is not None and (self.voice or self.continue_prompt or self.sampling):
+            raise ValueError("--voice, --continue_prompt and --sampling steer a checkpoint; --audio has none.")
+        if self.voice is not None and self.continue_prompt:
+            raise ValueError("Give either --voice or --continue_prompt: a built-in voice continues no prompt.")
+        if self.normaliser is None and self.language not in NORMALISER_OF_LANGUAGE:
+            known = " and ".join(NORMALISER_OF_LANGUAGE)
+            raise ValueError(
+                f"The benchmark has a normaliser for {known} only; for {self.language} name one with --normaliser."
+            )
+
+    @property
+    def normaliser_name(self) -> str:
+        return self.normaliser or NORMALISER_OF_LANGUAGE[self.language]
+
+    def settings(self) -> dict[str, Any]:
+        """What decides which speech is judged and how; it must not change when an evaluation continues."""
+        values = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
+        return values | {"normaliser": self.normaliser_name}
+
+
+def parse_pairs(pairs: list[str], option: str) -> dict[str, Any]:
+    """["beam_size=1"] -> {"beam_size": 1}. Raises ValueError, naming the option, for what has another form."""
+    result = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ValueError(f"--{option} takes NAME=VALUE, got {pair!r}.")
+        result[key.strip()] = yaml.safe_load(value)
+    return result
