@@ -294,3 +294,30 @@ def test_the_command_evaluates(folder, capsys):
     arguments += ["--quality_judge", "none", "--resamples", "10"]
     assert harness.main(arguments) == 0
     assert "| duration / recording's | 1.000 | 1.000 to 1.000 | 4 |" in capsys.readouterr().out
+
+
+def test_a_checkpoint_speaks_a_list_and_a_run_continues(folder, tiny_model, processor, capsys):
+    """The whole path with a real pipeline: random weights, prompts as voices, other settings refused."""
+    from e2e_tts.pipelines import TextToSpeechPipeline
+
+    model = tiny_model()
+    TextToSpeechPipeline(model=model, processor=processor).save_pretrained(folder / "model")
+    arguments = ["--output_dir", str(folder / "out"), "--test_list", str(folder / "set.lst"), "--limit", "2"]
+    arguments += ["--model", str(folder / "model"), "--device", "cpu", "--resamples", "10"]
+    for role in ("recogniser", "speaker_judge", "quality_judge"):
+        arguments += [f"--{role}", "none"]
+    assert harness.main([*arguments, "--sampling", "num_steps=2", "temperature=0.9"]) == 0
+    assert "| real-time factor |" in capsys.readouterr().out
+    values = json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [row["seconds"] > 0 for row in values["conditions"]["speech"]["rows"]] == [True, True]
+    before = [path.stat().st_mtime_ns for path in sorted((folder / "out" / "audio").iterdir())]
+    assert harness.main([*arguments, "--sampling", "num_steps=2", "temperature=0.9"]) == 0
+    assert [path.stat().st_mtime_ns for path in sorted((folder / "out" / "audio").iterdir())] == before
+    capsys.readouterr()
+    for changes, message in (
+        (["--sampling", "num_steps=3", "temperature=0.9"], "sampling:"),
+        (["--sampling", "steps=2", "--output_dir", str(folder / "new")], "Unknown settings ['steps']"),
+        (["--voice", "nobody", "--output_dir", str(folder / "newer")], "Unknown voice 'nobody'"),
+    ):
+        assert harness.main([*arguments, *changes]) == 1
+        assert message in capsys.readouterr().err
