@@ -102,6 +102,10 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         if module is self:
             init.zeros_(self.voice_embeddings)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text embeddings; sharded training (FSDP) asks for them."""
+        return self.lm.get_input_embeddings()
+
     @property
     def sampling_rate(self) -> int:
         return self.config.sampling_rate
