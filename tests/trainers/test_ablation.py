@@ -61,6 +61,8 @@ def test_stages_start_from_the_newest_weights_that_they_use(shipped):
     assert "init" not in end_to_end.recipe and end_to_end.recipe["init_modules"] == {}
     hidden = {run.stage: run for run in shipped.cell("end_to_end_on_hidden_states", 0).runs}["refine_decoder"]
     assert {name: run.stage for name, run in hidden.starts.items()} == {"lm": "refine_lm", "decoder": "joint"}
+    width = hidden.base.recipe["model"]["lm_config"]["text_config"]["hidden_size"]
+    assert hidden.rebuild == {"decoder": {"hidden_condition_size": width}}
     assert {name: run.stage for name, run in shipped.cell("stages_1_2", 0).modules.items()} == {
         "lm": "refine_lm",
         "decoder": "refine_decoder",
