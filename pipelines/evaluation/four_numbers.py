@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top_k", type=int, default=25)
     parser.add_argument("--top_p", type=float, default=0.8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="folder for wavs and report.json")
+    parser.add_argument("--output", help="folder for wavs, report.json and a test list of the sentences")
     options = parser.parse_args(arguments)
     model = AutoModel.from_pretrained(options.model, dtype=torch.float32)
     rows = held_out_rows(options.data, options.split, options.source, options.limit)
@@ -134,6 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
             flush=True,
         )
     if options.output:
+        lines = [f"{index:03d}|||{dataset[index]['text']}|recording/{index:03d}.wav\n" for index in range(len(dataset))]
+        (Path(options.output) / "sentences.lst").write_text("".join(lines), encoding="utf-8")
         path = Path(options.output) / "report.json"
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         print(f"report: {path}")

@@ -77,7 +77,6 @@ def run_evaluation(
         for condition, members in clips.items()
     }
     statistics = Statistics(options.normaliser_name, normalise, limits, options.resamples, options.bootstrap_seed)
-    recorded = records.get(RECORDING, {})
     vectors = references.vectors if references else {}
     report = EvaluationReport(
         system=options.model or options.audio,
@@ -90,7 +89,7 @@ def run_evaluation(
                 found,
                 spoken if condition == SPEECH else {},
                 vectors,
-                recorded if condition == SPEECH else {},
+                test_set.reference_seconds if condition == SPEECH else {},
                 statistics,
             )
             for condition, found in records.items()

@@ -80,17 +80,17 @@ def summarise(
     records: dict[str, Record],
     spoken: dict[str, Record],
     vectors: dict[str, Any],
-    recorded: dict[str, Record],
+    reference_seconds: dict[str, float],
     statistics: Statistics,
 ) -> Condition:
     """Figures of the utterances that have a record.
 
     `records` are the judges' (see `judge_clips`), `spoken` those of synthesis (empty if it was not ours), `vectors` the
-    speakers' by label, and `recorded` the judges' records of the recordings, which durations are compared with. What a
-    judge refused is left out of that judge's figures.
+    speakers' by label, and `reference_seconds` the durations of recordings to compare with, where there are some. What
+    a judge refused is left out of that judge's figures.
     """
     chosen = [item for item in utterances if item.name in records]
-    rows = [_row(item, records[item.name], spoken.get(item.name), recorded.get(item.name)) for item in chosen]
+    rows = [_row(item, records[item.name], spoken.get(item.name), reference_seconds.get(item.name)) for item in chosen]
     draw = {"resamples": statistics.resamples, "seed": statistics.seed}
     figures: dict[str, dict[str, float]] = {}
     counts: dict[str, int] = {}
@@ -129,7 +129,7 @@ def summarise(
     if timed:
         figures |= DurationRatio(keep_in_memory=True).compute(
             predictions=[row.seconds for row in timed],
-            references=[recorded[row.name]["seconds"] for row in timed],
+            references=[reference_seconds[row.name] for row in timed],
             **draw,
         )
     clocked = [spoken[row.name] for row in rows if row.real_time_factor is not None]
@@ -145,7 +145,7 @@ def summarise(
     return Condition(rows, figures, failure_counts, counts)
 
 
-def _row(utterance: Utterance, record: Record, spoken: Record | None, recorded: Record | None) -> EvaluatedRow:
+def _row(utterance: Utterance, record: Record, spoken: Record | None, reference_seconds: float | None) -> EvaluatedRow:
     row = EvaluatedRow(
         name=utterance.name,
         text=utterance.text,
@@ -155,8 +155,8 @@ def _row(utterance: Utterance, record: Record, spoken: Record | None, recorded: 
         error=record["error"],
         refusals=record["refusals"],
     )
-    if row.seconds is not None and recorded is not None and recorded["seconds"]:
-        row.duration_ratio = row.seconds / recorded["seconds"]
+    if row.seconds is not None and reference_seconds is not None:
+        row.duration_ratio = row.seconds / reference_seconds
     if spoken is not None and spoken["seconds"]:
         row.real_time_factor = spoken["spent"] / spoken["seconds"]
     return row

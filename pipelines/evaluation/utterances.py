@@ -43,9 +43,13 @@ class RefusedRow:
 
 @dataclass
 class UtteranceSet:
-    """The rows that can be used, in order, those refused, and remarks on rows that are used with something missing."""
+    """The rows that can be used, in order, those refused, and remarks on rows that are used with something missing.
+
+    `reference_seconds` holds the duration of the reference recording, by name, where there is one.
+    """
 
     utterances: list[Utterance] = field(default_factory=list)
+    reference_seconds: dict[str, float] = field(default_factory=dict)
     refused: list[RefusedRow] = field(default_factory=list)
     remarks: list[RefusedRow] = field(default_factory=list)
 
@@ -57,6 +61,7 @@ class _Gatherer:
         self.result = UtteranceSet()
         self._names: dict[str, str] = {}
         self._problems: dict[str, str | None] = {}
+        self._seconds: dict[str, float] = {}
 
     def refuse(self, place: str, content: str, reason: str) -> None:
         self.result.refused.append(RefusedRow(place, _shorten(content), reason))
@@ -76,6 +81,8 @@ class _Gatherer:
                 RefusedRow(place, _shorten(content), f"used without its reference recording: {problem}")
             )
             utterance = Utterance(utterance.name, utterance.text, utterance.prompt, utterance.prompt_text)
+        if utterance.reference is not None:
+            self.result.reference_seconds[utterance.name] = self._seconds[utterance.reference.label]
         self._names[utterance.name] = place
         self.result.utterances.append(utterance)
 
@@ -84,7 +91,8 @@ class _Gatherer:
             return None
         if clip.label not in self._problems:
             try:
-                waveform, _ = read_recording(clip.source)
+                waveform, sampling_rate = read_recording(clip.source)
+                self._seconds[clip.label] = waveform.size / sampling_rate
                 self._problems[clip.label] = None if waveform.size else f"{clip.label} has no samples"
             except ValueError as error:
                 self._problems[clip.label] = str(error)
