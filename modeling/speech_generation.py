@@ -11,7 +11,7 @@ from torch import nn
 
 from .audio_features import length_mask
 from .modeling_speech_lm import GeneratedCodes
-from .streaming import ChunkDecoder, Chunking, TokenStream
+from .streaming import ChunkDecoder, ChunkingLike, TokenStream
 from .voices import Condition, Voice, VoiceMixin
 
 # What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
@@ -55,7 +55,7 @@ class SpeechGenerationMixin(VoiceMixin):
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
-        chunking: Chunking | None = None,
+        chunking: ChunkingLike = None,
         **sampling: Any,
     ) -> dict[str, torch.Tensor]:
         """Text (B, N) -> {"audio": (B, L), "audio_lengths": (B,), "mel": (B, T_mel, n_mels), "ids", "mask": (B, T)}.
@@ -64,7 +64,8 @@ class SpeechGenerationMixin(VoiceMixin):
         reference (features of one clip for all rows, or one a row), or an embedding; by default the first built-in
         voice. With prompt_text_ids (1, P), the transcript of the single reference clip, LM and decoder continue that
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
-        chunking: decode as `generate_stream` does, one text only. sampling goes to `SpeechLM.generate_codes`.
+        chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. sampling goes to
+        `SpeechLM.generate_codes`.
 
         Raises SpeechGenerationError for speech that does not end within the length limit.
         """
@@ -96,7 +97,7 @@ class SpeechGenerationMixin(VoiceMixin):
         num_steps: int = 10,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
-        chunking: Chunking | None = None,
+        chunking: ChunkingLike = None,
         **sampling: Any,
     ) -> Iterator[dict[str, torch.Tensor]]:
         """One text (1, N) -> an iterator of chunks {"audio": (1, L), "mel": (1, T_mel, n_mels), "ids": (1, T)}.
@@ -206,7 +207,7 @@ class SpeechGenerationMixin(VoiceMixin):
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
-        chunking: Chunking | None = None,
+        chunking: ChunkingLike = None,
     ) -> dict[str, torch.Tensor]:
         """Speech tokens (B, T), of the tokenizer say, and their mask (B, T) -> what `generate` returns, in any voice.
 
@@ -297,7 +298,7 @@ class SpeechGenerationMixin(VoiceMixin):
         return source, nn.functional.pad(mask, (length, 0), value=True), prompt_mel
 
     def _chunk_decoder(
-        self, condition: Condition, seeds: torch.LongTensor, chunking: Chunking | None, solver: dict[str, Any]
+        self, condition: Condition, seeds: torch.LongTensor, chunking: ChunkingLike, solver: dict[str, Any]
     ) -> ChunkDecoder:
         self._check_reads_codes()
         codes, mel = self._decoder_prompt(condition)
@@ -311,7 +312,7 @@ class SpeechGenerationMixin(VoiceMixin):
         condition: Condition,
         seeds: torch.LongTensor,
         vocoder: bool,
-        chunking: Chunking | None,
+        chunking: ChunkingLike,
         solver: dict[str, Any],
         request: Request | None = None,
     ) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,9 @@ class Chunking:
         for name, lowest in (("first", 1), ("size", 1), ("look_ahead", 1), ("context", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"chunking.{name} must be at least {lowest}, got {getattr(self, name)}.")
+
+
+ChunkingLike = Chunking | Mapping[str, int] | None
 
 
 class _Stop(StoppingCriteria):
@@ -115,7 +118,7 @@ class ChunkDecoder:
         seed: torch.LongTensor,
         prompt_codes: torch.Tensor | None = None,
         prompt_mel: torch.Tensor | None = None,
-        chunking: Chunking | None = None,
+        chunking: ChunkingLike = None,
         **solver: Any,
     ) -> None:
         """speaker_embedding (1, S); seed (1,) keys the noise; prompt_codes (1, P, D) and prompt_mel (1, P *
@@ -123,7 +126,7 @@ class ChunkDecoder:
         `FlowDecoderModel.sample`."""
         self.decoder, self.vocoder, self.quantizer = decoder, vocoder, quantizer
         self.speaker_embedding, self.seed, self.solver = speaker_embedding, seed, solver
-        self.chunking = chunking or Chunking()
+        self.chunking = Chunking(**chunking) if isinstance(chunking, Mapping) else chunking or Chunking()
         self.frames = decoder.config.frames_per_token
         self.hop = vocoder.config.hop_length
         device = speaker_embedding.device

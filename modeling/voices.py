@@ -105,18 +105,20 @@ class Voice:
 
 
 def check_probe(path: str | Path, saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> None:
-    """Raises ValueError if a voice file was made with another speaker encoder or speech tokenizer: in this model its
-    numbers would mean another voice, or noise.
+    """Raises ValueError if a file was made with another speaker encoder or speech tokenizer: in this model its numbers
+    would mean another voice, or noise.
 
-    saved, own: "embedding" (S,) and, for voices with a prompt, "ids" (T,) of the artificial clip, by the model of the
-    file and by this one. Weights of another precision pass, other weights do not.
+    saved, own: what the model of the file and this one hear in the artificial clip, see `VoiceMixin.probe`. Whatever
+    `own` holds is compared. Weights of another precision pass, other weights do not.
     """
-    again = "Clone the voice again with this model."
+    again = "Make it again with this model."
     for name, value in own.items():
         found = tuple(saved[name].shape) if name in saved else None
         if found != tuple(value.shape):
             raise ValueError(f"{path} is of another model: probe {name} {found}, here {tuple(value.shape)}. {again}")
-    cosine = float(nn.functional.cosine_similarity(saved["embedding"].float(), own["embedding"].float(), dim=0))
+    cosine = 1.0
+    if "embedding" in own:
+        cosine = float(nn.functional.cosine_similarity(saved["embedding"].float(), own["embedding"].float(), dim=0))
     if not cosine >= MIN_PROBE_COSINE:
         raise ValueError(
             f"{path} was made with another speaker encoder (similarity {cosine:.2f} on the probe clip, "
@@ -207,11 +209,13 @@ class VoiceMixin:
         return mel
 
     @torch.no_grad()
-    def _probe(self, with_ids: bool) -> dict[str, torch.Tensor]:
-        """What speaker encoder and tokenizer hear in an artificial clip of rising and falling bands; see voices.py."""
+    def probe(self, with_ids: bool = True) -> dict[str, torch.Tensor]:
+        """What this model hears in an artificial clip: "embedding" (S,) of the speaker encoder and "ids" (T,) of the
+        tokenizer. Files keep it to recognise the model that they belong to, see `check_probe`."""
         spec = MelSpec.from_dict(self.config.encoder_config.mel)
         frame = torch.arange(PROBE_TOKENS * self.config.encoder_config.frames_per_token, dtype=torch.float32)
         place = torch.arange(spec.num_mel_bins) / spec.num_mel_bins
+        # Bands that rise and fall at different rates, between silence and full level.
         features = 3.0 * torch.sin(frame[:, None] * (0.15 + 0.1 * place) + 9.0 * place) - 5.0
         features = features[None].to(self.device, self.voice_embeddings.dtype)
         probe = {"embedding": self.embed_speaker(features)[0].float().cpu()}
@@ -222,13 +226,13 @@ class VoiceMixin:
     def save_voice(self, voice: Voice, path: str | Path) -> None:
         """Writes a voice to a .safetensors file, with what recognises the model that it was made with."""
         self.check_voice(voice)
-        voice.save(path, self._probe(voice.prompt_ids is not None))
+        voice.save(path, self.probe(voice.prompt_ids is not None))
 
     def load_voice(self, path: str | Path) -> Voice:
         """The voice in a file that `save_voice` wrote. Raises ValueError for other files and for voices of models whose
         speaker encoder or, where it matters, tokenizer is another one."""
         voice, probe = Voice.load(path)
-        check_probe(path, probe, self._probe(voice.prompt_ids is not None))
+        check_probe(path, probe, self.probe(voice.prompt_ids is not None))
         self.check_voice(voice)
         return voice
 
@@ -257,7 +261,7 @@ class VoiceMixin:
         prompt = None
         if isinstance(voice, torch.Tensor):
             embedding = voice
-        elif isinstance(voice, str | Path) and str(voice) not in self.config.voices and Path(voice).suffix:
+        elif isinstance(voice, str | Path) and str(voice) not in self.config.voices and Path(voice).suffix == SUFFIX:
             return self._condition(self.load_voice(voice), batch)
         elif voice is None or isinstance(voice, str | Path | list | tuple):
             embedding, rate = self._built_in(voice, batch)
