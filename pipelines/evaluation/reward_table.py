@@ -149,6 +149,8 @@ class HeldOutMeasurement:
     ) -> None:
         self.model = model.eval()
         self.collate = Collator.for_model(model.config)
+        # Labels are read here: an emotion that is no class of this model is masked, where training refuses it.
+        self.collate.emotions = None
         self.steps, self.guidance, self.seed = steps, guidance, seed
         self.classes = {name: index for index, name in enumerate(emotion_names(model, emotions))}
 
