@@ -15,6 +15,7 @@ from transformers import AutoModel
 from e2e_tts.modeling import E2ETTSModel, SpeakerEncoderConfig, SpeakerEncoderModel
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.trainers import annotate, prepare
+from e2e_tts.trainers.corpus_files import read_metadata
 from e2e_tts.trainers.recipe import load_recipe
 from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance
 from e2e_tts.trainers.train import build_trainer
@@ -43,7 +44,7 @@ SIZES = [
 def folder(tmp_path_factory) -> Path:
     """annotated/ with eight sentences of one voice to learn, two for dev, the others for test; speaker/ untrained."""
     folder = tmp_path_factory.mktemp("overfit")
-    texts = [row["text"] for row in prepare.read_metadata(CLIPS)]
+    texts = [row["text"] for row in read_metadata(CLIPS)]
     held_out = {"dev_texts": texts[SENTENCES : SENTENCES + 2], "test_texts": texts[SENTENCES + 2 :]}
     (folder / "splits.json").write_text(json.dumps(held_out), encoding="utf-8")
     torch.manual_seed(0)

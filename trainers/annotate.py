@@ -1,72 +1,162 @@
-"""Adds what training reads to prepared speech: `python -m e2e_tts.trainers.annotate --help`.
+"""Adds what training reads to prepared speech.
 
-Columns added: text_ids (text tokens for the LM), ctc_labels (what a recogniser should find) and speaker_embedding
-(of the frozen speaker encoder). Rows whose text cannot be spoken are listed in refused.csv and left out.
+python -m e2e_tts.trainers.annotate --data data/prepared --speaker_encoder runs/speaker/final --output data/annotated
+
+Columns added: text_ids (text tokens for the LM), ctc_labels (what a recogniser should find) and speaker_embedding (of a
+frozen speaker encoder); with --emotion_model also pseudo labels in the column emotion where the corpus has none. Rows
+whose text cannot be spoken are listed in refused.csv and left out. A run that was stopped goes on when it is started
+again.
 """
 
 import argparse
 import csv
+import io
+import json
+import logging
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import Dataset, load_from_disk
-from transformers import AutoModel, PreTrainedModel
+from datasets import Dataset, Features, List, Value, concatenate_datasets, disable_progress_bars, load_from_disk
 
-from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_length
-from e2e_tts.modeling.text_frontend import TextFrontend, build_phoneme_tokenizer
+from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 
+from .part_store import Pace, PartStore
+from .teacher_labels import EmotionTeacher, SpeakerTeacher
+from .text_tokens import PHONEMES, load_processor, text_tokens
 from .vocoder_data import read_audio
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_PART = 200
+FEATURES = {
+    "text_ids": List(Value("int64")),
+    "ctc_labels": List(Value("int64")),
+    "speaker_embedding": List(Value("float64")),
+    "emotion": Value("string"),
+    "refused": Value("string"),
+}
 
 
 class Annotator:
-    """Row of a prepared data set -> the added columns, or {"refused": reason}."""
+    """Row of a prepared data set -> the added columns, and in `refused` why the row is of no use, if it is not.
 
-    def __init__(self, speaker_encoder: PreTrainedModel) -> None:
-        self.frontend = TextFrontend("phonemes")
-        self.tokenizer = build_phoneme_tokenizer()
-        self.speaker_encoder = speaker_encoder.eval()
-        self.spec = MelSpec.from_dict(speaker_encoder.config.mel)
-        self.mel = MelSpectrogram(self.spec)
+    speaker_teacher: None takes the embeddings that the data set brings. emotion_teacher: None keeps its emotions.
+    """
 
-    @torch.no_grad()
+    def __init__(
+        self,
+        processor: TextToSpeechProcessor,
+        speaker_teacher: SpeakerTeacher | None = None,
+        emotion_teacher: EmotionTeacher | None = None,
+    ) -> None:
+        self.processor, self.speaker_teacher, self.emotion_teacher = processor, speaker_teacher, emotion_teacher
+
     def __call__(self, row: dict) -> dict:
-        empty = {"text_ids": [], "ctc_labels": [], "speaker_embedding": [], "refused": ""}
+        emotion = row.get("emotion") or ""
+        refused = {"text_ids": [], "ctc_labels": [], "speaker_embedding": [], "emotion": emotion}
+        hearing = [self.speaker_teacher] if self.speaker_teacher else []
+        if self.emotion_teacher and not emotion:
+            hearing.append(self.emotion_teacher)
         try:
-            symbols = self.frontend(row["text"])
-            audio = torch.from_numpy(read_audio(row["audio"], self.spec.sampling_rate))
+            text_ids, ctc_labels = text_tokens(self.processor, row["text"])
+            own = None if self.speaker_teacher else self.own_embedding(row)
+            samples = {rate: read_audio(row["audio"], rate) for rate in {teacher.sampling_rate for teacher in hearing}}
+        # A decoder's complaint is a RuntimeError.
         except (ValueError, RuntimeError) as error:
-            return empty | {"refused": str(error)}
-        length = padded_length(len(audio), self.spec.hop_length)
-        features = self.mel(torch.nn.functional.pad(audio, (0, length - len(audio)))[None])
+            return refused | {"refused": str(error)}
+        # A teacher that fails is no fault of the row's, so it stops the run.
+        heard = {teacher: teacher(samples[teacher.sampling_rate]) for teacher in hearing}
         return {
-            "text_ids": self.tokenizer(symbols)["input_ids"],
-            "ctc_labels": self.tokenizer(self.frontend.recognition_symbols(symbols))["input_ids"],
-            "speaker_embedding": self.speaker_encoder(features).embedding[0].tolist(),
+            "text_ids": text_ids,
+            "ctc_labels": ctc_labels,
+            "speaker_embedding": heard.get(self.speaker_teacher, own),
+            "emotion": heard.get(self.emotion_teacher, emotion),
             "refused": "",
         }
 
+    @staticmethod
+    def own_embedding(row: dict) -> list[float]:
+        """The embedding that the corpus brings, of unit length. Raises ValueError if there is none."""
+        vector = np.asarray(row["speaker_embedding"] or [], dtype=np.float64)
+        length = np.linalg.norm(vector)
+        if not 0 < length < np.inf:
+            raise ValueError("The row has no speaker embedding; --speaker_encoder computes one.")
+        return (vector / length).tolist()
 
-def annotate(rows: Dataset, annotator: Annotator) -> tuple[Dataset, list[tuple[str, str]]]:
-    """Returns the annotated rows and the refused ones as (id, reason)."""
-    rows = rows.map(annotator, desc="annotating")
-    reasons = rows["refused"][:]
+
+def annotate(
+    rows: Dataset, annotator: Annotator, output: Path, settings: dict[str, object], overwrite: bool = False
+) -> tuple[Dataset, list[tuple[str, str]]]:
+    """Writes the annotated rows to `output`, with refused.csv and annotation.json (the settings).
+
+    Returns the rows, and the refused ones as (id, reason). Raises FileExistsError (see `PartStore`), ValueError if no
+    row is left or embeddings differ in size.
+    """
+    store = PartStore(output, {**settings, "rows": len(rows)}, Features(FEATURES), overwrite)
+    done = sum(note["rows"] for note in store.notes)
+    pace = Pace(done, len(rows))
+    for start in range(done, len(rows), ROWS_PER_PART):
+        part = rows.select(range(start, min(start + ROWS_PER_PART, len(rows))))
+        store.add([annotator(row) for row in part], {})
+        logger.info("%s", pace(start + len(part)))
+    added = store.rows()
+    if added is None:
+        raise ValueError("The data set has no rows.")
+    reasons = added["refused"][:]
     refused = [(row_id, reason) for row_id, reason in zip(rows["id"][:], reasons, strict=True) if reason]
     kept = [index for index, reason in enumerate(reasons) if not reason]
-    return rows.select(kept).remove_columns("refused"), refused
+    if not kept:
+        store.discard()
+        raise ValueError(f"No row can be used; the first is refused because: {refused[0][1]}")
+    sizes = {len(vector) for vector in added.select(kept)["speaker_embedding"]}
+    if len(sizes) > 1:
+        store.discard()
+        raise ValueError(f"The speaker embeddings have different sizes, {sorted(sizes)}: they are of several encoders.")
+    own = rows.remove_columns([name for name in FEATURES if name in rows.column_names])
+    annotated = concatenate_datasets([own, added.remove_columns("refused")], axis=1).select(kept)
+    listed = io.StringIO()
+    csv.writer(listed).writerows([("id", "reason"), *refused])
+    store.finish(annotated, {"refused.csv": listed.getvalue(), "annotation.json": json.dumps(settings, indent=1)})
+    return load_from_disk(str(output)), refused
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.prepare")
-    parser.add_argument("--speaker_encoder", required=True, help="folder of a trained speaker encoder")
-    parser.add_argument("--output", required=True)
+    parser.add_argument(
+        "--speaker_encoder",
+        help="folder of a trained speaker encoder, or of a transformers model with an x-vector head, by folder or Hub "
+        "name; not needed where the corpus brings speaker_embedding",
+    )
+    parser.add_argument("--emotion_model", help="a transformers audio-classification model, by folder or Hub name")
+    parser.add_argument("--emotion_threshold", type=float, default=0.5, help="least probability of a pseudo label")
+    parser.add_argument(
+        "--tokenizer", default=PHONEMES,
+        help=f"{PHONEMES} (English), or a released model or the LM's tokenizer, by folder or Hub name",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the teachers")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")
     options = parser.parse_args(arguments)
-    annotator = Annotator(AutoModel.from_pretrained(options.speaker_encoder))
-    rows, refused = annotate(load_from_disk(options.data), annotator)
-    rows.save_to_disk(options.output)
-    with (Path(options.output) / "refused.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("id", "reason"), *refused])
-    print(f"{len(rows)} rows annotated, {len(refused)} refused (see refused.csv) -> {options.output}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    disable_progress_bars()
+    try:
+        rows = load_from_disk(options.data)
+        if options.speaker_encoder is None and "speaker_embedding" not in rows.column_names:
+            parser.error(f"{options.data} has no speaker_embedding, so --speaker_encoder is needed")
+        annotator = Annotator(
+            load_processor(options.tokenizer),
+            options.speaker_encoder and SpeakerTeacher.from_pretrained(options.speaker_encoder, options.device),
+            options.emotion_model
+            and EmotionTeacher(options.emotion_model, options.emotion_threshold, options.device),
+        )
+        names = ("data", "speaker_encoder", "emotion_model", "emotion_threshold", "tokenizer")
+        settings = {name: getattr(options, name) for name in names}
+        annotated, refused = annotate(rows, annotator, options.output, settings, options.overwrite)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{len(annotated)} rows annotated, {len(refused)} refused (see refused.csv) -> {options.output}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from e2e_tts.trainers.prepare import Splits, normalise_text, read_metadata
+from e2e_tts.trainers.corpus_files import read_metadata
+from e2e_tts.trainers.splits import Splits, normalise_text
 
 
 def parse_request(value: str) -> tuple[Path, int, int]:
@@ -59,7 +60,8 @@ def hold_out_speakers(
     """Draws speakers for test and dev among those with `clips` (fewest, most) clips. Raises ValueError if too few."""
     counts = defaultdict(int)
     for row in rows:
-        counts[row["speaker"]] += 1
+        if row["speaker"]:
+            counts[row["speaker"]] += 1
     candidates = sorted(s for s, count in counts.items() if clips[0] <= count <= clips[1] and s not in excluded)
     if len(candidates) < n_test + n_dev:
         raise ValueError(
@@ -72,7 +74,7 @@ def hold_out_speakers(
 
 def exclude_speakers(prefixes: list[str], sources: dict[Path, list[dict[str, str]]]) -> set[str]:
     """Full ids of the speakers that start with a prefix. Raises ValueError for a prefix that fits none or several."""
-    speakers = {row["speaker"] for rows in sources.values() for row in rows}
+    speakers = {row["speaker"] for rows in sources.values() for row in rows if row["speaker"]}
     excluded = set()
     for prefix in prefixes:
         matches = sorted(speaker for speaker in speakers if speaker.startswith(prefix))

@@ -1,318 +1,276 @@
-"""Turns folders of recordings with a `metadata.csv` into one `datasets` dataset that training reads.
+"""Turns speech corpora into one `datasets` dataset that training reads.
 
 python -m e2e_tts.trainers.prepare --source speech/alice speech/bob --output data/prepared --sampling-rate 16000
 
-Every folder has a `metadata.csv` with the columns file, text, speaker, emotion, language, seconds; `file` is relative
-to the folder. A row that cannot be used is listed with its reason in `refused.csv` of the output and never stops the
-run.
+A source is any of these; --format says which where that is not clear from the files:
+
+  metadata     a folder with metadata.csv: file,text and where they are known speaker,emotion,language
+  ljspeech     a list of id|text or id|text|normalised text (or a folder with such a metadata.csv), recordings in wavs/
+  kaldi        a folder with wav.scp and text, and utt2spk, segments, utt2lang, utt2emo where they exist
+  webdataset   tar shards: a folder, a file, "shards/*.tar" or a URL; .txt is the text, entries of .json are columns
+  parquet      a file or "folder/*.parquet"
+  audiofolder  a folder as `datasets` has it, with a metadata file that names file_name and text
+  saved        a folder of save_to_disk
+  datasets     anything else that load_dataset takes: a name on the Hub, or a folder laid out like one
+
+Every row is checked. A row that cannot be used is listed with its reason in refused.csv of the output and never stops
+the run; summary.md counts what was kept and refused. A run that was stopped goes on when it is started again.
 """
 
 import argparse
-import csv
-import io
 import json
 import logging
-import re
-import shutil
-import tempfile
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import soxr
+from datasets import Dataset, Features, List, Value, disable_progress_bars
+
+from .corpora import ALIASES, FORMATS, Corpus, CorpusOptions, open_corpora
+from .part_store import Pace, PartStore
+from .prepare_report import markdown, refused_csv, summarise, totals
+from .row_checks import NO_TOKENIZER, CheckSettings, RawRow, RefusedRow, RowChecker
+from .splits import SplitFractions, Splits
+from .text_tokens import PHONEMES
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("file", "text", "speaker", "emotion", "language", "seconds")
-SILENCE_DBFS = -60.0
-TARGET_RMS_DBFS = -23.0
-PEAK_LIMIT = 0.95
+ROWS_PER_PART = 500
+TEXT = Value("string")
+FEATURES = {
+    "id": TEXT,
+    "audio": {"bytes": Value("binary"), "path": TEXT},
+    **dict.fromkeys(("text", "speaker", "emotion", "language", "source"), TEXT),
+    "seconds": Value("float32"),
+    "split": TEXT,
+}
+Result = dict | RefusedRow
+MapRows = Callable[[Iterable[RawRow]], Iterable[Result]]
 
 
-class RefusedRow(ValueError):
-    """A row that is left out of the dataset; the message is the reason."""
+class CheckOrRefuse:
+    """RowChecker that returns a refusal instead of raising it, whatever is wrong with the row."""
+
+    def __init__(self, checker: RowChecker) -> None:
+        self.checker = checker
+
+    def __call__(self, row: RawRow) -> Result:
+        try:
+            return self.checker(row)
+        except RefusedRow as refusal:
+            return refusal
+        except Exception as error:
+            # One odd row among thousands must not cost the run; the reason is in refused.csv.
+            return RefusedRow("error", f"{type(error).__name__}: {error}")
 
 
-@dataclass
-class Splits:
-    """Explicit held-out material. Texts are normalised with `normalise_text`, speakers are matched exactly."""
-
-    dev_texts: set[str] = field(default_factory=set)
-    test_texts: set[str] = field(default_factory=set)
-    dev_speakers: set[str] = field(default_factory=set)
-    test_speakers: set[str] = field(default_factory=set)
-    excluded_speakers: set[str] = field(default_factory=set)
-
-    @classmethod
-    def load(cls, path: str | Path | None) -> "Splits":
-        """Reads a JSON file of lists; None gives empty splits. Raises ValueError for unknown keys."""
-        if path is None:
-            return cls()
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(content) - known):
-            raise ValueError(f"{path} has unknown keys {unknown}; the known ones are {sorted(known)}.")
-        values = {key: set(value) for key, value in content.items()}
-        for key in ("dev_texts", "test_texts"):
-            values[key] = {normalise_text(text) for text in values.get(key, ())}
-        return cls(**values)
-
-    def save(self, path: str | Path) -> None:
-        content = {entry.name: sorted(getattr(self, entry.name)) for entry in fields(self)}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def assign(self, text: str, speaker: str) -> str:
-        """The split of a row. Raises RefusedRow for an excluded speaker. Test wins over dev, dev over train."""
-        if speaker in self.excluded_speakers:
-            raise RefusedRow("excluded speaker")
-        key = normalise_text(text)
-        if key in self.test_texts or speaker in self.test_speakers:
-            return "test"
-        return "dev" if key in self.dev_texts or speaker in self.dev_speakers else "train"
-
-
-def normalise_text(text: str) -> str:
-    """Lower-case words only, so that the same sentence matches across punctuation, case and apostrophes."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = re.sub(r"['\u2019`\u00b4]", "", text)
-    return " ".join(re.findall(r"[^\W_]+", text))
-
-
-def read_metadata(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of `folder/metadata.csv`. Raises FileNotFoundError or ValueError (missing columns)."""
-    path = Path(folder) / "metadata.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist. A source folder needs one, with columns {', '.join(COLUMNS)}.")
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = [name for name in COLUMNS[:3] if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {missing}; it has {reader.fieldnames}.")
-        return [{name: (row.get(name) or "").strip() for name in COLUMNS} for row in reader]
-
-
-def frame_levels(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, int]:
-    """RMS level in dBFS of every 10 ms frame of mono samples (L,), and the frame length in samples."""
-    size = max(1, sampling_rate // 100)
-    count = len(samples) // size
-    frames = samples[: count * size].reshape(count, size)
-    return 10 * np.log10(np.mean(frames.astype(np.float64) ** 2, axis=1) + 1e-12), size
-
-
-def trim_silence(samples: np.ndarray, sampling_rate: int, keep_seconds: float = 0.1) -> np.ndarray:
-    """Cuts leading and trailing silence of mono samples (L,) down to `keep_seconds` each.
-
-    The threshold follows the recording: just above its noise floor, but between 45 and 30 dB below its loud parts, so
-    that a noisy recording loses nothing rather than a quiet consonant. Sound counts from three frames in a row (30 ms),
-    so a click does not stop the trimming.
-    """
-    levels, size = frame_levels(samples, sampling_rate)
-    if len(levels) < 3:
-        return samples
-    loud, floor = np.percentile(levels, 95), np.percentile(levels, 5)
-    threshold = np.clip(floor + 6, loud - 45, loud - 30)
-    active = levels > threshold
-    runs = np.flatnonzero(active[:-2] & active[1:-1] & active[2:])
-    if not len(runs):
-        return samples
-    margin = round(keep_seconds * sampling_rate)
-    return samples[max(0, runs[0] * size - margin) : (runs[-1] + 3) * size + margin]
-
-
-def normalise_loudness(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """Scales mono samples so that their spoken part has an RMS of -23 dBFS and no peak exceeds 0.95."""
-    levels, _ = frame_levels(samples, sampling_rate)
-    spoken = levels[levels > np.percentile(levels, 95) - 30]
-    rms = np.sqrt(np.mean(10 ** (spoken / 10)))
-    gain = 10 ** (TARGET_RMS_DBFS / 20) / rms
-    return samples * min(gain, PEAK_LIMIT / float(np.max(np.abs(samples))))
-
-
-def load_speech(path: Path, sampling_rate: int, min_seconds: float, max_seconds: float) -> np.ndarray:
-    """Reads, checks, resamples, trims and levels one recording: float32 mono samples (L,). Raises RefusedRow."""
-    if not path.is_file():
-        raise RefusedRow("file is missing")
-    try:
-        samples, original_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise RefusedRow(f"does not decode: {error}") from error
-    samples = samples.mean(axis=1)
-    if not np.isfinite(samples).all():
-        raise RefusedRow("has samples that are not finite")
-    if len(samples) < min_seconds * original_rate:
-        raise RefusedRow(f"shorter than {min_seconds} s")
-    if original_rate != sampling_rate:
-        samples = soxr.resample(samples, original_rate, sampling_rate, quality="VHQ")
-    levels, _ = frame_levels(samples, sampling_rate)
-    if np.percentile(levels, 95) < SILENCE_DBFS:
-        raise RefusedRow("silent")
-    samples = trim_silence(samples, sampling_rate)
-    seconds = len(samples) / sampling_rate
-    if not min_seconds <= seconds <= max_seconds:
-        raise RefusedRow(f"{seconds:.2f} s of speech, outside {min_seconds} to {max_seconds} s")
-    return normalise_loudness(samples, sampling_rate).astype(np.float32)
-
-
-def encode_flac(samples: np.ndarray, sampling_rate: int) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, sampling_rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+@contextmanager
+def row_mapper(checker: RowChecker, num_proc: int) -> Iterator[MapRows]:
+    """Checks rows in order, in this process or in several."""
+    check = CheckOrRefuse(checker)
+    if num_proc == 1:
+        yield lambda rows: map(check, rows)
+        return
+    with ProcessPoolExecutor(num_proc, multiprocessing.get_context()) as pool:
+        yield lambda rows: pool.map(check, rows, chunksize=8)
 
 
 class Preparation:
-    """Iterates over the usable rows of all sources; collects the refused ones and the totals on the way."""
+    """The rows of all corpora, checked and split.
+
+    splits: explicit held-out material. It decides before a corpus's own splits, and these before `fractions`.
+    """
 
     def __init__(
-        self, sources: Iterable[Path], sampling_rate: int, min_seconds: float, max_seconds: float, splits: Splits
+        self, corpora: Sequence[Corpus], checker: RowChecker, splits: Splits, fractions: SplitFractions
     ) -> None:
-        self.sampling_rate, self.min_seconds, self.max_seconds = sampling_rate, min_seconds, max_seconds
-        self.splits = splits
-        # Read up front: a missing or malformed metadata.csv is a mistake in the command and should fail at once.
-        self.rows = {Path(source): read_metadata(source) for source in sources}
-        names = Counter(folder.resolve().name for folder in self.rows)
-        if repeated := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"Several source folders are called {repeated}; ids would clash. Rename one of them.")
-        self.refused: list[dict[str, str]] = []
-        self.clips: Counter = Counter()
-        self.seconds: defaultdict = defaultdict(float)
+        self.corpora, self.checker, self.splits, self.fractions = corpora, checker, splits, fractions
+        places = Counter((corpus.name, corpus.split) for corpus in corpora)
+        if repeated := sorted({name for (name, _), count in places.items() if count > 1}):
+            raise ValueError(f"Several sources are called {repeated}; ids would clash. Tell them apart with --name.")
+        totals = [corpus.total for corpus in corpora]
+        self.total = None if None in totals else sum(totals)
 
-    def examples(self) -> Iterator[dict]:
-        seen: set[str] = set()
-        for folder, rows in self.rows.items():
-            name = folder.resolve().name
-            for row in rows:
-                try:
-                    example = self.example(folder, name, row)
-                    if example["id"] in seen:
-                        raise RefusedRow(f"repeats the id {example['id']}")
-                except RefusedRow as refusal:
-                    self.refuse(name, row, str(refusal))
-                    continue
-                except Exception as error:
-                    # One odd row among thousands must not cost the run; the reason is in refused.csv.
-                    self.refuse(name, row, f"{type(error).__name__}: {error}")
-                    continue
-                seen.add(example["id"])
-                key = (name, example["split"], example["speaker"])
-                self.clips[key] += 1
-                self.seconds[key] += example["seconds"]
-                if len(seen) % 1000 == 0:
-                    logger.info("%d clips done", len(seen))
-                yield example
+    def features(self) -> Features:
+        """The columns of the prepared data set; embeddings are there if a corpus brings them."""
+        embeddings = any("speaker_embedding" in corpus.columns for corpus in self.corpora)
+        return Features(FEATURES | ({"speaker_embedding": List(Value("float64"))} if embeddings else {}))
 
-    def example(self, folder: Path, source: str, row: dict[str, str]) -> dict:
-        if not row["file"] or not normalise_text(row["text"]):
-            raise RefusedRow("no file name or no text")
-        if not row["speaker"]:
-            raise RefusedRow("no speaker")
-        split = self.splits.assign(row["text"], row["speaker"])
-        samples = load_speech(folder / row["file"], self.sampling_rate, self.min_seconds, self.max_seconds)
-        return {
-            "id": f"{source}/{Path(row['file']).stem}",
-            "audio": {"bytes": encode_flac(samples, self.sampling_rate), "path": None},
-            "text": unicodedata.normalize("NFC", row["text"]),
-            "speaker": row["speaker"],
-            "emotion": row["emotion"],
-            "language": row["language"],
-            "source": source,
-            "seconds": len(samples) / self.sampling_rate,
-            "split": split,
-        }
+    def split_of(self, row: RawRow, example: dict) -> str:
+        explicit = self.splits.assign(example["text"], example["speaker"])
+        if explicit != "train":
+            return explicit
+        return row.split or self.fractions.assign(example["text"], example["speaker"])
 
-    def refuse(self, source: str, row: dict[str, str], reason: str) -> None:
-        self.refused.append({"source": source, "file": row["file"], "text": row["text"], "reason": reason})
+    def write(self, store: PartStore, map_rows: MapRows) -> None:
+        """Writes the rows that `store` does not have yet. A part holds rows of one corpus."""
+        kept = store.rows()
+        seen = set() if kept is None else set(kept["id"][:])
+        first, state, read = 0, None, 0
+        if store.notes:
+            last = store.notes[-1]
+            first, state, read = last["corpus"], last["state"], last["read"]
+            logger.info("Going on after %d rows.", read)
+        pace = Pace(read, self.total)
+        for number, corpus in enumerate(self.corpora[first:], first):
+            if state is not None:
+                corpus.resume(state)
+                state = None
+            stream = iter(corpus)
+            while raw := list(islice(stream, ROWS_PER_PART)):
+                examples, refused = self.part(raw, map_rows, seen)
+                read += len(raw)
+                store.add(examples, {"corpus": number, "state": corpus.state(), "read": read, "refused": refused})
+                logger.info("%s: %s, %d kept", corpus.name, pace(read), len(seen))
 
-    def write_refused(self, path: Path) -> None:
-        with path.open("w", encoding="utf-8", newline="") as handle:
-            writer = csv.DictWriter(handle, ("source", "file", "text", "reason"))
-            writer.writeheader()
-            writer.writerows(self.refused)
-
-    def summary(self) -> list[dict]:
-        """Clips and hours for every source, split and speaker."""
-        return [
-            {"source": s, "split": p, "speaker": k, "clips": n, "hours": round(self.seconds[s, p, k] / 3600, 4)}
-            for (s, p, k), n in sorted(self.clips.items())
-        ]
+    def part(self, raw: Sequence[RawRow], map_rows: MapRows, seen: set[str]) -> tuple[list[dict], list[dict]]:
+        """Checks some rows: the usable ones, whose ids are added to `seen`, and the refused ones with their reasons."""
+        examples, refused = [], []
+        wanted = [row for row in raw if row.speaker not in self.splits.excluded_speakers]
+        results = iter(map_rows(wanted))
+        for row in raw:
+            if row.speaker in self.splits.excluded_speakers:
+                result: Result = RefusedRow("excluded speaker", "excluded speaker")
+            else:
+                result = next(results)
+            if not isinstance(result, RefusedRow) and row.id in seen:
+                result = RefusedRow("repeated id", f"repeats the id {row.id}")
+            if isinstance(result, RefusedRow):
+                entry = {"source": row.source, "id": row.id, "file": row.file, "text": row.text}
+                refused.append({**entry, "check": result.check, "reason": str(result)})
+            else:
+                seen.add(row.id)
+                examples.append({**result, "split": self.split_of(row, result)})
+        return examples, refused
 
 
-def prepare(preparation: Preparation, output: Path, overwrite: bool = False) -> None:
-    """Writes the dataset with refused.csv and summary.json to `output`; the folder appears only when complete.
+def prepare(
+    preparation: Preparation, output: Path, settings: dict[str, object], num_proc: int = 1, overwrite: bool = False
+) -> dict:
+    """Writes the data set with refused.csv, summary.json and summary.md to `output`; returns the summary.
 
-    Raises FileExistsError if `output` exists and `overwrite` is false, ValueError if no row could be used.
+    The folder appears only when complete. settings: what the rows depend on, for the report and for going on later.
+    Raises FileExistsError (see `PartStore`), ValueError if no row could be used.
     """
-    from datasets import Dataset, Features, Value
-    from datasets.arrow_writer import ArrowWriter
+    store = PartStore(output, settings, preparation.features(), overwrite)
+    with row_mapper(preparation.checker, num_proc) as map_rows:
+        preparation.write(store, map_rows)
+    refused = [row for note in store.notes for row in note["refused"]]
+    rows: Dataset | None = store.rows()
+    if rows is None:
+        listed = output.parent / f"{output.name}.refused.csv"
+        listed.write_text(refused_csv(refused), encoding="utf-8", newline="")
+        store.discard()  # the next run should look at the corpora again
+        counts = ", ".join(f"{check}: {n}" for check, n in Counter(row["check"] for row in refused).most_common())
+        raise ValueError(f"No usable row in the sources ({counts or 'they are empty'}); see the reasons in {listed}.")
+    summary = summarise(rows, refused, settings)
+    files = {
+        "refused.csv": refused_csv(refused),
+        "summary.json": json.dumps(summary, indent=1, ensure_ascii=False),
+        "summary.md": markdown(summary),
+    }
+    store.finish(rows, files)
+    return summary
 
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists. Choose another --output or pass --overwrite.")
-    text = Value("string")
-    features = Features(
-        {
-            "id": text,
-            "audio": {"bytes": Value("binary"), "path": text},
-            **{name: text for name in ("text", "speaker", "emotion", "language", "source")},
-            "seconds": Value("float32"),
-            "split": text,
-        }
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".preparing-") as temporary:
-        shard = f"{temporary}/prepared.arrow"
-        with ArrowWriter(path=shard, features=features, writer_batch_size=200) as writer:
-            for example in preparation.examples():
-                writer.write(example)
-            writer.finalize()
-        if not preparation.clips:
-            refused = output.parent / "refused.csv"
-            preparation.write_refused(refused)
-            raise ValueError(f"No usable row in the sources; see the reasons in {refused}.")
-        dataset = Dataset.from_file(shard)
-        finished = Path(temporary) / "dataset"
-        dataset.save_to_disk(finished)
-        preparation.write_refused(finished / "refused.csv")
-        (finished / "summary.json").write_text(json.dumps(preparation.summary(), indent=1), encoding="utf-8")
-        if output.exists():
-            shutil.rmtree(output)
-        finished.rename(output)
+
+def column(value: str) -> tuple[str, str]:
+    """NAME=COLUMN -> its two parts. Raises argparse.ArgumentTypeError."""
+    contract, separator, name = value.partition("=")
+    if not separator or contract not in ALIASES:
+        raise argparse.ArgumentTypeError(f"expected NAME=COLUMN with a NAME of {', '.join(ALIASES)}; got {value!r}")
+    return contract, name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", nargs="+", required=True, help="folders, files, patterns or names on the Hub")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the dataset")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")
+    parser.add_argument("--num-proc", type=int, default=1, help="processes that check and encode")
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--format", choices=("auto", *FORMATS), default="auto")
+    reading.add_argument("--config", help="of a corpus on the Hub that has several")
+    reading.add_argument("--split", nargs="+", default=[], help="read these splits of the corpus only")
+    reading.add_argument("--streaming", action="store_true", help="read from the Hub without downloading first")
+    reading.add_argument(
+        "--columns", nargs="+", type=column, default=[], metavar="NAME=COLUMN",
+        help=f"where a column ({', '.join(ALIASES)}) has another name, e.g. text=sentence speaker=json.reader; "
+        "an empty COLUMN leaves it out",
+    )  # fmt: skip
+    reading.add_argument("--name", nargs="+", help="of each source in the data set, by which recipes weigh them")
+    reading.add_argument("--speaker", help="of rows that name none; otherwise each is a voice of its own")
+    reading.add_argument("--language", default="", help="of rows that name none")
+    checks = parser.add_argument_group("checks")
+    checks.add_argument("--sampling-rate", type=int, default=16000, help="of the prepared audio, in Hz")
+    checks.add_argument("--min-source-rate", type=int, help="of a recording, in Hz; 90 %% of --sampling-rate")
+    checks.add_argument("--min-seconds", type=float, default=CheckSettings.min_seconds)
+    checks.add_argument("--max-seconds", type=float, default=CheckSettings.max_seconds)
+    checks.add_argument("--max-clipped", type=float, default=CheckSettings.max_clipped, help="share of the samples")
+    checks.add_argument("--min-characters", type=float, default=CheckSettings.min_characters, help="a second")
+    checks.add_argument("--max-characters", type=float, default=CheckSettings.max_characters, help="a second")
+    checks.add_argument(
+        "--tokenizer", default=PHONEMES,
+        help=f"text must be in its alphabet: {PHONEMES} (English), a tokenizer or model by folder or Hub name, or "
+        f"{NO_TOKENIZER}",
+    )  # fmt: skip
+    splits = parser.add_argument_group("held-out rows")
+    splits.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.make_splits")
+    splits.add_argument("--dev-fraction", type=float, default=0.0, help="of a corpus without splits of its own")
+    splits.add_argument("--test-fraction", type=float, default=0.0, help="of a corpus without splits of its own")
+    splits.add_argument("--hold-out-by", choices=("text", "speaker"), default="text")
+    splits.add_argument("--seed", type=int, default=0, help="of the fractions")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from datasets import disable_progress_bars
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", nargs="+", type=Path, required=True, help="folders that hold a metadata.csv")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the dataset")
-    parser.add_argument("--sampling-rate", type=int, default=16000, help="of the prepared audio, in Hz")
-    parser.add_argument("--min-seconds", type=float, default=0.6)
-    parser.add_argument("--max-seconds", type=float, default=10.0)
-    parser.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.make_splits")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser = build_parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # The bars of `datasets` fill a log file with control characters; progress is logged every 1000 clips instead.
+    # The bars of `datasets` fill a log file with control characters; progress is logged part by part instead.
     disable_progress_bars()
+    if options.name and len(options.name) != len(options.source):
+        parser.error("--name needs one name for each --source")
+    if options.num_proc < 1:
+        parser.error("--num-proc must be at least 1")
     try:
+        checks = CheckSettings(**{name: getattr(options, name) for name in CheckSettings.__dataclass_fields__})
+        fractions = SplitFractions(options.dev_fraction, options.test_fraction, options.hold_out_by, options.seed)
         splits = Splits.load(options.split_file)
-        preparation = Preparation(
-            options.source, options.sampling_rate, options.min_seconds, options.max_seconds, splits
+        reading = CorpusOptions(
+            options.format,
+            options.config,
+            options.split,
+            dict(options.columns),
+            options.streaming,
+            options.speaker,
+            options.language,
         )
-        prepare(preparation, options.output, options.overwrite)
+        names = options.name or [None] * len(options.source)
+        corpora = [
+            corpus
+            for source, name in zip(options.source, names, strict=True)
+            for corpus in open_corpora(source, reading, name)
+        ]
+        settings = {
+            "sources": options.source,
+            "corpora": [[corpus.name, corpus.split, corpus.total] for corpus in corpora],
+            "reading": asdict(reading),
+            "checks": asdict(checks),
+            "fractions": asdict(fractions),
+            "held_out": {name: len(values) for name, values in vars(splits).items()},
+        }
+        preparation = Preparation(corpora, RowChecker(checks), splits, fractions)
+        summary = prepare(preparation, options.output, settings, options.num_proc, options.overwrite)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    totals: defaultdict = defaultdict(lambda: [0, 0.0])
-    for (source, split, _), count in preparation.clips.items():
-        totals[source, split][0] += count
-    for (source, split, _), seconds in preparation.seconds.items():
-        totals[source, split][1] += seconds
-    for (source, split), (count, seconds) in sorted(totals.items()):
-        print(f"{source:20s} {split:6s} {count:7d} clips {seconds / 3600:8.2f} h")
-    print(f"{len(preparation.refused)} rows refused, see {options.output / 'refused.csv'}")
+    for source, split, clips, hours, _ in totals(summary):
+        print(f"{source:20s} {split:6s} {clips:7d} clips {hours:8.2f} h")
+    print(f"{summary['refused']} rows refused, see {options.output / 'refused.csv'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Prepared speech as torch data sets: decoding, mixing sources, batches of similar length, and padding."""
 
 import io
+import logging
+import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -13,19 +16,49 @@ from torch.utils.data import Sampler
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_length
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 
+logger = logging.getLogger(__name__)
+
 SEED_STRIDE = 2_654_435_761  # a large odd number, so that (seed, step, utterance) give distinct streams
+PREPARED = ("audio", "seconds", "split")  # what every kind of training needs
+ANNOTATED = ("text_ids", "ctc_labels", "speaker_embedding")
+# Batches of one pool are of similar length where the pool has many times the rows of a batch.
+BATCHES_PER_POOL = 20
+UNLABELLED = -100
 
 
 def load_prepared(folders: Sequence[str], split: str) -> Dataset:
-    """Concatenates prepared folders (see `prepare` and `annotate`) and keeps one split, sources included."""
-    parts = []
-    for folder in folders:
-        part = load_from_disk(folder)
-        keep = np.flatnonzero(np.asarray(part.with_format(None)["split"][:]) == split)
-        parts.append(part.select(keep))
-    if not parts or not sum(len(part) for part in parts):
+    """Concatenates prepared folders (see `prepare` and `annotate`) and keeps one split, sources included.
+
+    Columns that not all folders have are left out. Raises ValueError if a folder is no prepared data set, if folders
+    were annotated with different speaker encoders, and if there are no rows.
+    """
+    parts = [(folder, load_folder(folder)) for folder in folders]
+    columns = list(dict.fromkeys(name for _, part in parts for name in part.column_names))
+    common = [name for name in columns if all(name in part.column_names for _, part in parts)]
+    for name in (name for name in ANNOTATED if name in columns and name not in common):
+        without = [folder for folder, part in parts if name not in part.column_names]
+        logger.warning("Column %s is left out, because %s lack it; run e2e_tts.trainers.annotate.", name, without)
+    if "speaker_embedding" in common:
+        sizes = {folder: len(part[0]["speaker_embedding"] or ()) for folder, part in parts if len(part)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"The folders were annotated with different speaker encoders; embedding sizes: {sizes}.")
+    kept = [
+        part.select_columns(common).select(np.flatnonzero(np.asarray(part["split"][:]) == split))
+        for _, part in parts
+    ]
+    if not sum(len(part) for part in kept):
         raise ValueError(f"No rows of split {split!r} in {list(folders)}; run e2e_tts.trainers.prepare first.")
-    return concatenate_datasets(parts)
+    return concatenate_datasets(kept)
+
+
+def load_folder(folder: str) -> Dataset:
+    """One prepared folder. Raises ValueError if it is none."""
+    if not (Path(folder) / "state.json").is_file():
+        raise ValueError(f"{folder} is no prepared data set; write it with e2e_tts.trainers.prepare.")
+    rows = load_from_disk(folder)
+    if missing := [name for name in PREPARED if name not in rows.column_names]:
+        raise ValueError(f"{folder} lacks the columns {missing}; prepare it with e2e_tts.trainers.prepare.")
+    return rows
 
 
 def decode(audio: dict, sampling_rate: int) -> np.ndarray:
@@ -40,7 +73,11 @@ class MixtureBatches(Sampler[list[int]]):
     """Batches of row indices: sources by weight, similar lengths together; batch k depends on (seed, k) alone.
 
     weights maps a value of the `source` column to its share of the utterances; unnamed sources are left out. A batch
-    holds rows of at most `max_seconds` in all, padding included, and at most `max_rows`.
+    holds at most `seconds_per_batch` in all, padding included, and at most `max_rows` rows, of at most `max_seconds`
+    each; a row longer than a batch stands alone. Rows are drawn in pools of at least `pool_rows`, and more where
+    batches are large, and grouped by length inside a pool.
+
+    Raises ValueError for settings that allow no batch, and for a source without rows.
     """
 
     def __init__(
@@ -54,18 +91,38 @@ class MixtureBatches(Sampler[list[int]]):
         max_seconds: float = 10.0,
         pool_rows: int = 256,
     ) -> None:
+        if seconds_per_batch <= 0 or max_rows < 1:
+            raise ValueError(f"No batch fits {seconds_per_batch} seconds and {max_rows} rows; both must be positive.")
         sources = np.asarray(rows["source"][:])
+        if not weights or min(weights.values()) <= 0:
+            raise ValueError(
+                f"The recipe must give positive weights to sources, got {weights}; the data has "
+                f"{sorted(set(sources.tolist()))}."
+            )
         self.seconds = np.asarray(rows["seconds"][:])
         self.groups = {}
         for source in weights:
-            members = np.flatnonzero((sources == source) & (self.seconds <= max_seconds))
+            of_source = sources == source
+            members = np.flatnonzero(of_source & (self.seconds <= max_seconds))
             if not len(members):
-                raise ValueError(f"The recipe gives weight to source {source!r}, of which there are no rows.")
+                raise ValueError(
+                    f"The recipe gives weight to source {source!r}, of which there are no rows of at most "
+                    f"{max_seconds} s; the data has {sorted(set(sources.tolist()))}."
+                )
+            if longer := int(of_source.sum()) - len(members):
+                logger.warning("%d of %d rows of %s are longer than %s s and left out.", longer, of_source.sum(),
+                               source, max_seconds)  # fmt: skip
             self.groups[source] = members
         total = sum(weights.values())
         self.shares = [weight / total for weight in weights.values()]
+        mean_seconds = sum(
+            share * self.seconds[members].mean()
+            for share, members in zip(self.shares, self.groups.values(), strict=True)
+        )
+        rows_per_batch = min(max_rows, seconds_per_batch / mean_seconds)
+        wanted = max(pool_rows, math.ceil(BATCHES_PER_POOL * rows_per_batch))
         # A pool larger than the data would sort copies of the same clip side by side into one batch.
-        self.pool_rows = min(pool_rows, sum(len(members) for members in self.groups.values()))
+        self.pool_rows = min(wanted, sum(len(members) for members in self.groups.values()))
         self.num_batches, self.seed = num_batches, seed
         self.seconds_per_batch, self.max_rows = seconds_per_batch, max_rows
 
@@ -120,24 +177,53 @@ class Collator:
     Gives input_features (B, T_mel, n_mels), feature_mask, text_ids (B, N), text_mask, ctc_labels (B, N'),
     speaker_target (B, S), tokens_per_symbol (B,) and utterance (B,), the row number that keys random draws. Where the
     decoder's mel is another one, `mel` holds it; rows then come at the decoder's sampling rate and are resampled for
-    the tokenizer.
+    the tokenizer. With `emotions`, the names of the classes of an emotion head, emotion_labels (B,) holds the classes
+    of the column emotion, -100 where it is empty.
+
+    Raises ValueError for rows that are not annotated, and for an emotion that is no class.
     """
 
-    def __init__(self, spec: MelSpec, frames_per_token: int, decoder_spec: MelSpec | None = None) -> None:
+    def __init__(
+        self,
+        spec: MelSpec,
+        frames_per_token: int,
+        decoder_spec: MelSpec | None = None,
+        emotions: Sequence[str] | None = None,
+    ) -> None:
         self.mel = MelSpectrogram(spec)
         self.frames_per_token = frames_per_token
         self.samples_per_token = spec.hop_length * frames_per_token
         self.audio_spec = decoder_spec or spec
         self.decoder_mel = MelSpectrogram(self.audio_spec) if self.audio_spec != spec else None
         self.audio_per_token = self.audio_spec.sampling_rate * self.samples_per_token // spec.sampling_rate
+        self.emotions = None if emotions is None else {name: index for index, name in enumerate(emotions)}
 
     @classmethod
     def for_model(cls, config: E2ETTSConfig) -> "Collator":
         """The collator that a composite needs; `audio_spec.sampling_rate` is the rate of the rows that it takes."""
-        encoder = config.encoder_config
+        encoder, reward = config.encoder_config, config.reward_config
+        emotions = None
+        if reward.num_emotions:
+            # Without names for all its classes the head can serve unlabelled rows only.
+            named = len(reward.id2label) == reward.num_emotions
+            emotions = [reward.id2label[index] for index in range(reward.num_emotions)] if named else []
         return cls(
-            MelSpec.from_dict(encoder.mel), encoder.frames_per_token, MelSpec.from_dict(config.decoder_config.mel)
+            MelSpec.from_dict(encoder.mel),
+            encoder.frames_per_token,
+            MelSpec.from_dict(config.decoder_config.mel),
+            emotions,
         )
+
+    def _emotion_labels(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        if self.emotions is None:
+            return {}
+        names = [row.get("emotion") or "" for row in rows]
+        if unknown := sorted({name for name in names if name} - self.emotions.keys()):
+            raise ValueError(
+                f"The data has the emotions {unknown}, the reward model {list(self.emotions)}. Name its classes in "
+                "reward_config.id2label, as many as num_emotions."
+            )
+        return {"emotion_labels": torch.tensor([self.emotions.get(name, UNLABELLED) for name in names])}
 
     @staticmethod
     def _stack(waveforms: list[np.ndarray], lengths: list[int]) -> torch.Tensor:
@@ -148,9 +234,11 @@ class Collator:
         return audio
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        if missing := [name for name in ANNOTATED if name not in rows[0]]:
+            raise ValueError(f"The rows lack {missing}: give the recipe folders written by e2e_tts.trainers.annotate.")
         waveforms = [row["waveform"] for row in rows]
         counts = [padded_length(len(waveform), self.audio_per_token) // self.audio_per_token for waveform in waveforms]
-        batch = {}
+        batch = self._emotion_labels(rows)
         if self.decoder_mel is not None:
             batch["mel"] = self.decoder_mel(self._stack(waveforms, [count * self.audio_per_token for count in counts]))
             rates = self.audio_spec.sampling_rate, self.mel.spec.sampling_rate
@@ -167,7 +255,7 @@ class Collator:
             "feature_mask": feature_mask,
             "text_ids": torch.nn.utils.rnn.pad_sequence(text, batch_first=True),
             "text_mask": torch.arange(int(text_lengths.max()))[None] < text_lengths[:, None],
-            "ctc_labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100),
+            "ctc_labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=UNLABELLED),
             "speaker_target": torch.tensor(np.array([row["speaker_embedding"] for row in rows]), dtype=torch.float32),
             "tokens_per_symbol": tokens / text_lengths,
             "utterance": torch.tensor([row["index"] for row in rows]),

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from e2e_tts.trainers.prepare import COLUMNS, read_metadata
+from e2e_tts.trainers.corpus_files import COLUMNS, read_metadata
 
 logger = logging.getLogger(__name__)
 

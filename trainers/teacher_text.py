@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from e2e_tts.trainers.prepare import Splits, normalise_text
+from e2e_tts.trainers.splits import Splits, normalise_text
 
 logger = logging.getLogger(__name__)
 

@@ -1,15 +1,15 @@
 """Training data of the vocoder: seeded random crops, and the audio decoding they need."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import soxr
 import torch
 from torch.utils.data import Dataset
+
+from .speech_signal import read_recording
 
 
 def read_audio(
@@ -22,12 +22,8 @@ def read_audio(
         sampling_rate: of the result in Hz; other rates are resampled.
         start_seconds, seconds: the part to decode; by default everything.
     """
-    source = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio["path"]
-    with sf.SoundFile(source) as file:
-        file.seek(min(file.frames, round(start_seconds * file.samplerate)))
-        count = -1 if seconds is None else round(seconds * file.samplerate)
-        samples = file.read(count, dtype="float32", always_2d=True).mean(axis=1)
-        rate = file.samplerate
+    channels, rate = read_recording(audio.get("bytes") or audio["path"], start_seconds, seconds)
+    samples = channels.mean(axis=1)
     return samples if rate == sampling_rate else soxr.resample(samples, rate, sampling_rate).astype(np.float32)
 
 

@@ -1,11 +1,17 @@
 """Data: batches that depend on seed and number alone, exact lengths, padding that is zero."""
 
+import logging
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from accelerate import skip_first_batches
 from datasets import Dataset
-from factories import make_clip, make_dataset, make_rows
+from factories import composite_settings, make_clip, make_dataset, make_rows, reward_settings
+from torch.utils.data import DataLoader
 
+from e2e_tts.modeling import E2ETTSConfig
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.trainers.speech_data import Collator, MixtureBatches, SpeechDataset, decode, load_prepared
 
@@ -29,6 +35,40 @@ def test_batches_are_deterministic():
     # Batch k depends on (seed, k) alone: a longer run begins with the same batches.
     assert batches_of(rows, count=130)[:60] == first
     assert len(first) == 60 and len(MixtureBatches(rows, {"a": 1.0}, 7, 0, 40.0)) == 7
+
+
+def test_batches_are_the_same_after_a_restart():
+    """What Trainer does on resuming: it skips the batches that were done, in a new process's sampler."""
+    rows = lengths_only()
+    sampler = MixtureBatches(rows, {"a": 1.0, "b": 1.0}, 50, 3, 30.0)
+    loader = DataLoader(list(range(len(rows))), batch_sampler=sampler)
+    resumed = skip_first_batches(DataLoader(list(range(len(rows))), batch_sampler=sampler), 33)
+    whole = [batch.tolist() for batch in loader]
+    assert len(whole) == 50
+    assert [batch.tolist() for batch in resumed] == whole[33:]
+
+
+# Lengths of read speech, of a corpus with prompts and sentences, and of clips spread evenly.
+LENGTHS = {
+    "read": lambda random: np.clip(random.lognormal(1.3, 0.5, 20000), 0.6, 10.0),
+    "two kinds": lambda random: np.r_[random.uniform(0.6, 2.0, 15000), random.uniform(6.0, 10.0, 5000)],
+    "even": lambda random: random.uniform(0.6, 10.0, 20000),
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("seconds_per_batch", "max_rows"), [(24.0, 64), (120.0, 64), (800.0, 512)])
+def test_padding_is_below_a_tenth(lengths, seconds_per_batch, max_rows):
+    seconds = LENGTHS[lengths](np.random.default_rng(0))
+    rows = Dataset.from_dict({"seconds": seconds, "source": ["a"] * len(seconds)})
+    batches = MixtureBatches(rows, {"a": 1.0}, 300, 0, seconds_per_batch, max_rows)
+    padded, speech = 0.0, 0.0
+    for batch in batches:
+        padded += len(batch) * seconds[batch].max()
+        speech += seconds[batch].sum()
+    assert 1 - speech / padded < 0.1
+    # Nor are the batches bought by being small: on average they use most of the budget.
+    assert padded / 300 > 0.7 * seconds_per_batch or max_rows < seconds_per_batch / seconds.mean()
 
 
 def test_batches_respect_the_limits():
@@ -68,6 +108,22 @@ def test_source_without_rows_is_refused():
         batches_of(lengths_only(), max_seconds=0.1)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"weights": {}}, {"weights": {"a": 0.0}}, {"seconds_per_batch": 0.0}, {"max_rows": 0}]
+)
+def test_settings_without_a_batch_are_refused(settings):
+    with pytest.raises(ValueError, match="positive"):
+        batches_of(lengths_only(), **settings)
+
+
+def test_rows_that_are_too_long_are_counted(caplog):
+    rows = lengths_only()
+    with caplog.at_level(logging.WARNING):
+        batches_of(rows, max_seconds=8.0, weights={"a": 1.0})
+    longer = sum(1 for row in rows if row["source"] == "a" and row["seconds"] > 8.0)
+    assert f"{longer} of 67 rows of a are longer than 8.0 s" in caplog.text
+
+
 def test_prepared_folders(tmp_path):
     folder = make_dataset(str(tmp_path / "data"))
     assert len(load_prepared([folder], "train")) == 12
@@ -76,6 +132,44 @@ def test_prepared_folders(tmp_path):
         load_prepared([folder], "test")
     with pytest.raises(ValueError, match="No rows of split 'train'"):
         load_prepared([], "train")
+
+
+def write_rows(folder: Path, drop: tuple[str, ...] = (), **changes: object) -> str:
+    rows = [{**row, **changes} for row in make_rows(3)]
+    Dataset.from_list([{k: v for k, v in row.items() if k not in drop} for row in rows]).save_to_disk(folder)
+    return str(folder)
+
+
+def test_folders_that_do_not_go_together(tmp_path, caplog):
+    annotated = make_dataset(str(tmp_path / "annotated"))
+    with pytest.raises(ValueError, match="nowhere is no prepared data set"):
+        load_prepared([annotated, str(tmp_path / "nowhere")], "train")
+    with pytest.raises(ValueError, match=r"lacks the columns \['seconds'\]"):
+        load_prepared([write_rows(tmp_path / "raw", drop=("seconds",))], "train")
+    other = write_rows(tmp_path / "other", speaker_embedding=[0.0] * 7)
+    with pytest.raises(ValueError, match=r"different speaker encoders; embedding sizes: .*16.*7"):
+        load_prepared([annotated, other], "train")
+    # Without labels some kinds of training are still possible, so the message comes where they are needed.
+    prepared = write_rows(tmp_path / "prepared", drop=("text_ids",))
+    rows = load_prepared([annotated, prepared], "train")
+    assert len(rows) == 15 and "text_ids" not in rows.column_names
+    assert "text_ids is left out" in caplog.text and prepared in caplog.text
+    dataset = SpeechDataset(rows, MelSpec())
+    with pytest.raises(ValueError, match=r"lack \['text_ids'\]: .*e2e_tts.trainers.annotate"):
+        Collator(MelSpec(), 2)([dataset[0]])
+
+
+def test_emotions_become_classes():
+    dataset = SpeechDataset(Dataset.from_list(make_rows(4)), MelSpec())
+    rows = [{**dataset[index], "emotion": ("sad", "", None, "calm")[index]} for index in range(4)]
+    config = E2ETTSConfig(**composite_settings(reward_config=reward_settings(
+        num_emotions=2, id2label={0: "calm", 1: "sad"})))  # fmt: skip
+    assert Collator.for_model(config)(rows)["emotion_labels"].tolist() == [1, -100, -100, 0]
+    assert "emotion_labels" not in Collator(MelSpec(), 2)(rows)
+    unnamed = E2ETTSConfig(**composite_settings())
+    assert Collator.for_model(unnamed)(rows[1:3])["emotion_labels"].tolist() == [-100, -100]
+    with pytest.raises(ValueError, match=r"emotions \['calm', 'sad'\].*reward_config.id2label"):
+        Collator.for_model(unnamed)(rows)
 
 
 def test_decoding():

@@ -8,7 +8,9 @@ import pytest
 import soundfile
 from datasets import Dataset
 
-from e2e_tts.trainers import prepare, teacher_speech, teacher_text
+from e2e_tts.trainers import teacher_speech, teacher_text
+from e2e_tts.trainers.corpus_files import read_metadata
+from e2e_tts.trainers.splits import Splits, normalise_text
 
 
 def noise(seconds: float, sampling_rate: int) -> np.ndarray:
@@ -50,7 +52,7 @@ def test_teacher_speech_goes_on_after_failures_and_after_a_stop(fake_flite, tmp_
     arguments = ["--sentences", str(sentences), "--voices", "slt:2", "rms", "--output", str(output)]
     teacher_speech.main(arguments)
     assert "2 files" in capsys.readouterr().out
-    rows = prepare.read_metadata(output)
+    rows = read_metadata(output)
     assert [row["text"] for row in rows] == ["One; two.", "Three $HOME."]
     assert {row["speaker"] for row in rows} <= {"flite_slt", "flite_rms"}
     samples, rate = soundfile.read(output / rows[0]["file"])
@@ -64,7 +66,7 @@ def test_teacher_speech_goes_on_after_failures_and_after_a_stop(fake_flite, tmp_
         handle.write("slt_half.flac,Half a")
     (tmp_path / "spoken.txt").unlink()
     teacher_speech.main(arguments)
-    assert [row["text"] for row in prepare.read_metadata(output)] == ["One; two.", "Three $HOME."]
+    assert [row["text"] for row in read_metadata(output)] == ["One; two.", "Three $HOME."]
     assert (tmp_path / "spoken.txt").read_text().split(" ", 1)[1] == "Three $HOME.\n"
 
 
@@ -125,9 +127,7 @@ def test_teacher_text_keeps_plain_new_sentences_only(tmp_path, capsys):
     )
     (tmp_path / "fortunes.dat").write_bytes(b"\x00\x01The index is not a text.")
     splits = tmp_path / "splits.json"
-    prepare.Splits(test_texts={prepare.normalise_text(held_out)}, dev_texts={prepare.normalise_text(other)}).save(
-        splits
-    )
+    Splits(test_texts={normalise_text(held_out)}, dev_texts={normalise_text(other)}).save(splits)
     arguments = ["--text", str(tmp_path / "fortunes"), "--prepared", str(prepared), "--split-file", str(splits)]
     for name in ("first", "again"):
         teacher_text.main([*arguments, "--count", "50", "--output", str(tmp_path / name)])

@@ -1,0 +1,344 @@
+"""Every kind of corpus gives the same rows; what is wrong with a row of one is found and named."""
+
+import io
+import json
+import logging
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+from datasets import Audio, ClassLabel, Dataset, Features, Value, load_from_disk
+from recordings import CLIPS, noise, read_refused, real_clips
+
+from e2e_tts.trainers import corpora, prepare
+from e2e_tts.trainers.corpora import Corpus, CorpusOptions, detect_format, open_corpora
+
+ROWS = real_clips(4)
+IDS = [Path(row["file"]).stem for row in ROWS]
+
+
+def content(row: dict[str, str]) -> bytes:
+    return (CLIPS / row["file"]).read_bytes()
+
+
+def copy_clips(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for row in ROWS:
+        shutil.copyfile(CLIPS / row["file"], folder / row["file"])
+    return folder
+
+
+def metadata(folder: Path) -> list[str]:
+    copy_clips(folder)
+    lines = [f'{row["file"]},"{row["text"]}",{row["speaker"]}' for row in ROWS]
+    (folder / "metadata.csv").write_text("\n".join(["file,text,speaker", *lines]), encoding="utf-8")
+    return [str(folder)]
+
+
+def ljspeech(folder: Path) -> list[str]:
+    copy_clips(folder / "wavs")
+    lines = [f"{name}|{row['text'].upper()}|{row['text']}" for name, row in zip(IDS, ROWS, strict=True)]
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [str(folder)]
+
+
+def ljspeech_list(folder: Path) -> list[str]:
+    copy_clips(folder)
+    lines = [f"{row['file']}|{row['text']}" for row in ROWS]
+    (folder / "corpus.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [str(folder / "corpus.txt")]
+
+
+def kaldi(folder: Path) -> list[str]:
+    copy_clips(folder / "audio")
+    tables = {
+        "wav.scp": [f"{name} audio/{row['file']}" for name, row in zip(IDS, ROWS, strict=True)],
+        "text": [f"{name} {row['text']}" for name, row in zip(IDS, ROWS, strict=True)],
+        "utt2spk": [f"{name} {row['speaker']}" for name, row in zip(IDS, ROWS, strict=True)],
+        "utt2lang": [f"{name} en" for name in IDS],
+    }
+    for name, lines in tables.items():
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [str(folder)]
+
+
+def write_shard(path: Path, samples: list[dict[str, bytes]]) -> None:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for sample in samples:
+            for name, data in sample.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+def tar_sample(name: str, row: dict[str, str]) -> dict[str, bytes]:
+    described = json.dumps({"reader": {"name": row["speaker"]}, "language": "en"})
+    return {f"{name}.opus": content(row), f"{name}.txt": row["text"].encode(), f"{name}.json": described.encode()}
+
+
+def webdataset(folder: Path) -> list[str]:
+    folder.mkdir()
+    samples = [tar_sample(name, row) for name, row in zip(IDS, ROWS, strict=True)]
+    write_shard(folder / "0.tar", samples[:3])
+    write_shard(folder / "1.tar.gz", samples[3:])
+    return [str(folder), "--columns", "speaker=reader.name"]
+
+
+def table() -> Dataset:
+    rows = [
+        {
+            "recording": {"bytes": content(row), "path": row["file"]},
+            "sentence": row["text"],
+            "client_id": row["speaker"],
+            "mood": index % 2,
+        }
+        for index, row in enumerate(ROWS)
+    ]
+    features = Features(
+        {
+            "recording": {"bytes": Value("binary"), "path": Value("string")},
+            "sentence": Value("string"),
+            "client_id": Value("string"),
+            "mood": ClassLabel(names=["calm", "cross"]),
+        }
+    )
+    # As on the Hub: the schema says that the column is audio, which `datasets` would decode if it were let.
+    return Dataset.from_list(rows, features=features).cast_column("recording", Audio(decode=False)).cast_column(
+        "recording", Audio()
+    )
+
+
+def parquet(folder: Path) -> list[str]:
+    folder.mkdir()
+    for shard in range(2):
+        table().select(range(2 * shard, 2 * shard + 2)).to_parquet(folder / f"{shard}.parquet")
+    return [f"{folder}/*.parquet", "--columns", "emotion=mood"]
+
+
+def saved(folder: Path) -> list[str]:
+    table().save_to_disk(folder)
+    return [str(folder), "--columns", "emotion=mood"]
+
+
+def audiofolder(folder: Path) -> list[str]:
+    copy_clips(folder)
+    lines = [f'{row["file"]},"{row["text"]}",{row["speaker"]}' for row in ROWS]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,transcription,speaker", *lines]), encoding="utf-8")
+    return [str(folder)]
+
+
+def hub_layout(folder: Path) -> list[str]:
+    """A folder as a repository on the Hub: configurations in the README, a file for every split."""
+    (folder / "en").mkdir(parents=True)
+    (folder / "de").mkdir()
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: de\n  data_files: de/*.parquet\n- config_name: en\n  data_files:\n"
+        "  - {split: train, path: en/train.parquet}\n  - {split: validation, path: en/validation.parquet}\n---\n"
+    )
+    table().select(range(3)).to_parquet(folder / "en" / "train.parquet")
+    table().select([3]).to_parquet(folder / "en" / "validation.parquet")
+    table().select([0]).to_parquet(folder / "de" / "0.parquet")
+    return [str(folder), "--config", "en", "--columns", "emotion=mood"]
+
+
+KINDS = [metadata, ljspeech, ljspeech_list, kaldi, webdataset, parquet, saved, audiofolder, hub_layout]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Dataset:
+    """The four clips through metadata.csv."""
+    folder = tmp_path_factory.mktemp("reference")
+    prepare.main(["--source", *metadata(folder / "corpus"), "--output", str(folder / "prepared")])
+    return load_from_disk(str(folder / "prepared"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_corpus_gives_the_same_rows(kind: Callable[[Path], list[str]], reference, tmp_path):
+    prepare.main(["--source", *kind(tmp_path / "corpus"), "--output", str(tmp_path / "prepared")])
+    rows = load_from_disk(str(tmp_path / "prepared"))
+    assert read_refused(tmp_path / "prepared") == []
+    assert rows["id"][:] == [f"corpus/{name}" for name in IDS]
+    # Where the list has no speaker the corpus is one voice.
+    voices = [row["speaker"] for row in ROWS] if "ljspeech" not in kind.__name__ else ["corpus"] * 4
+    assert rows["speaker"][:] == voices
+    assert set(rows["source"][:]) == {"corpus"}
+    for name in ("audio", "text", "seconds"):
+        assert rows[name][:] == reference[name][:], name
+    if kind in (parquet, saved, hub_layout):
+        assert rows["emotion"][:] == ["calm", "cross", "calm", "cross"]
+    if kind in (kaldi, webdataset):
+        assert set(rows["language"][:]) == {"en"}
+    assert rows["split"][:] == ["train"] * 3 + (["dev"] if kind is hub_layout else ["train"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_goes_on_from_its_state(kind: Callable[[Path], list[str]], tmp_path):
+    def opened() -> list[Corpus]:
+        options = prepare.build_parser().parse_args(["--output", "x", "--source", *arguments])
+        return open_corpora(arguments[0], CorpusOptions(config=options.config, columns=dict(options.columns)))
+
+    arguments = kind(tmp_path / "corpus")
+    whole = [row for corpus in opened() for row in corpus]
+    for stop in range(len(whole)):
+        first, *others = opened()
+        if stop >= (3 if others else 4):
+            continue
+        stream = iter(first)
+        before = [next(stream) for _ in range(stop)]
+        state = json.loads(json.dumps(first.state()))
+        again, *others = opened()
+        again.resume(state)
+        assert before + [row for corpus in [again, *others] for row in corpus] == whole
+
+
+def test_a_corpus_on_the_hub_is_streamed_or_downloaded(reference, tmp_path, monkeypatch):
+    """The Hub's part is played by a folder with the same layout, since no network is at hand."""
+    hub_layout(tmp_path / "repository")
+    calls = []
+
+    def load(name: str, *arguments: str, **settings: bool):
+        calls.append((name, *arguments, settings["streaming"]))
+        return datasets.load_dataset(str(tmp_path / "repository"), *arguments, **settings)
+
+    monkeypatch.setattr(corpora, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, extra in (("streamed", ["--streaming"]), ("downloaded", [])):
+        source = ["--source", "someone/speech", "--config", "en", "--split", "train", *extra]
+        prepare.main([*source, "--output", str(tmp_path / name)])
+        rows = load_from_disk(str(tmp_path / name))
+        assert rows["id"][:] == [f"speech/{stem}" for stem in IDS[:3]]
+        assert rows["audio"][:] == reference["audio"][:3]
+    assert calls == [("someone/speech", "en", True), ("someone/speech", "en", False)]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("owner/name", "datasets"),
+        ("name", "datasets"),
+        ("hf://datasets/owner/name/data/*.tar", "webdataset"),
+        ("https://host/shard-000.tar.gz", "webdataset"),
+        ("data/*.parquet", "parquet"),
+    ],
+)
+def test_names_that_are_no_local_paths(source, kind):
+    assert detect_format(source) == kind
+
+
+def test_mistaken_sources_are_named(tmp_path):
+    for source in ("/nowhere/at/all", "./nowhere", "some/path/to/nowhere"):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            detect_format(source)
+    (tmp_path / "notes.txt").write_text("Nothing of use.\n")
+    with pytest.raises(ValueError, match=r"a list of id\|text"):
+        detect_format(str(tmp_path / "notes.txt"))
+    with pytest.raises(FileNotFoundError, match="is no corpus"):
+        detect_format(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="No shard"):
+        open_corpora(f"{tmp_path}/*.tar", CorpusOptions())
+    with pytest.raises(ValueError, match="Unknown format"):
+        CorpusOptions(format="zip")
+    (path,) = ljspeech(tmp_path / "corpus")
+    with pytest.raises(ValueError, match="no splits of its own"):
+        open_corpora(path, CorpusOptions(splits=["train"]))
+    source, *_ = hub_layout(tmp_path / "repository")
+    with pytest.raises(ValueError, match=r"has no splits \['test'\]; it has \['train', 'validation'\]"):
+        open_corpora(source, CorpusOptions(config="en", splits=["test"], columns={"audio": "recording"}))
+
+
+def test_missing_columns_are_named(tmp_path, caplog):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    Dataset.from_list([{"audio": {"bytes": b"", "path": "a.wav"}, "words": "A b."}]).to_parquet(folder / "0.parquet")
+    with pytest.raises(ValueError, match=r"no column for text; it has \['audio', 'words'\]. .* --columns text=NAME"):
+        open_corpora(f"{folder}/0.parquet", CorpusOptions())
+    with pytest.raises(ValueError, match="Did you mean words"):
+        open_corpora(f"{folder}/0.parquet", CorpusOptions(columns={"text": "word"}))
+    with caplog.at_level(logging.INFO):
+        (corpus,) = open_corpora(f"{folder}/0.parquet", CorpusOptions(columns={"text": "words"}))
+    assert "corpus: text <- words" in caplog.text
+    assert [row.text for row in corpus] == ["A b."]
+
+
+def test_who_speaks_where_the_corpus_does_not_say(tmp_path):
+    folder = copy_clips(tmp_path / "corpus")
+    lines = [f'{row["file"]},"{row["text"]}"' for row in ROWS]
+    (folder / "metadata.csv").write_text("\n".join(["file,text", *lines]), encoding="utf-8")
+    for name, extra in (("unknown", []), ("known", ["--speaker", "anna", "--language", "en"])):
+        prepare.main(["--source", str(folder), "--output", str(tmp_path / name), *extra])
+    # Two clips of nobody in particular must not pass for the same voice.
+    unknown = load_from_disk(str(tmp_path / "unknown"))
+    assert unknown["speaker"][:] == unknown["id"][:]
+    known = load_from_disk(str(tmp_path / "known"))
+    assert set(known["speaker"][:]) == {"anna"} and set(known["language"][:]) == {"en"}
+
+
+# ---------------------------------------------------------------- Kaldi
+
+
+def test_kaldi_segments_are_cut_and_commands_are_not_run(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    waves = [np.sin(2 * np.pi * f * np.arange(16000) / 16000) for f in (300, 1200)]
+    soundfile.write(folder / "long.wav", 0.3 * np.concatenate(waves), 16000)
+    (folder / "wav.scp").write_text(f"long long.wav\npipe touch {tmp_path}/ran |\ngone gone.wav\n")
+    (folder / "segments").write_text("a long 0.0 0.9\nb long 1.1 2.0\nc long 2 x\nd pipe 0 1\ne gone 0 1\nf lost 0 1\n")
+    (folder / "text").write_text("".join(f"{key} Some words\n" for key in "abcdefg"))
+    prepare.main(["--source", str(folder), "--output", str(tmp_path / "prepared"), "--tokenizer", "none"])
+    rows = load_from_disk(str(tmp_path / "prepared"))
+    assert rows["id"][:] == ["corpus/a", "corpus/b"]
+    assert rows["seconds"][:] == pytest.approx([0.9, 0.9], abs=0.02)
+    for row, frequency in zip(rows, (300, 1200), strict=True):
+        samples, _ = soundfile.read(io.BytesIO(row["audio"]["bytes"]))
+        peak = np.abs(np.fft.rfft(samples)).argmax() * 16000 / len(samples)
+        assert peak == pytest.approx(frequency, abs=5)
+    reasons = {row["id"][-1]: row["reason"] for row in read_refused(tmp_path / "prepared")}
+    assert reasons.keys() == set("cdefg")
+    assert "no time span" in reasons["c"] and "a command" in reasons["d"] and "missing: gone.wav" in reasons["e"]
+    assert "no recording" in reasons["f"] and reasons["g"] == "not in segments"
+    assert not (tmp_path / "ran").exists()
+
+
+# ---------------------------------------------------------------- tar shards
+
+
+def test_a_damaged_shard_costs_only_what_is_damaged(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    samples = [tar_sample(name, row) for name, row in zip(IDS, ROWS, strict=True)]
+    samples[1][f"{IDS[1]}.json"] = b"{not json"
+    samples[2][f"{IDS[2]}.txt"] = b"\xff\xfe\xfd"
+    write_shard(folder / "0.tar", samples[:3])
+    write_shard(folder / "1.tar", [{"x/lost.opus": noise(1.0).tobytes(), "x/lost.txt": b"Lost."}])
+    whole = (folder / "1.tar").read_bytes()
+    (folder / "1.tar").write_bytes(whole[:4096])
+    write_shard(folder / "2.tar", [samples[3], {"folder/silent.json": b'{"text": "No sound.", "language": "en"}'}])
+    prepare.main(["--source", str(folder), "--output", str(tmp_path / "prepared")])
+    rows = load_from_disk(str(tmp_path / "prepared"))
+    assert rows["id"][:] == [f"corpus/{IDS[0]}", f"corpus/{IDS[3]}"]
+    refused = [(row["id"], row["reason"]) for row in read_refused(tmp_path / "prepared")]
+    assert [row_id for row_id, _ in refused] == [
+        *(f"corpus/{name}" for name in IDS[1:3]),
+        "corpus/1.tar after x/lost",
+        "corpus/folder/silent",
+    ]
+    assert "json cannot be read" in refused[0][1] and "the shard breaks off" in refused[2][1]
+
+
+def test_shards_are_split_by_their_names(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, index in (("train-0", 0), ("train-1", 1), ("valid-0", 2), ("test-0", 3)):
+        write_shard(folder / f"{name}.tar", [tar_sample(IDS[index], ROWS[index])])
+    found = {corpus.split: [row.id for row in corpus] for corpus in open_corpora(f"{folder}/*.tar", CorpusOptions())}
+    first, second, third, fourth = (f"corpus/{name}" for name in IDS)
+    assert found == {"train": [first, second], "dev": [third], "test": [fourth]}
+    (chosen,) = open_corpora(str(folder), CorpusOptions(splits=["dev"]))
+    assert [row.id for row in chosen] == [third]
+    (remote,) = open_corpora(f"file://{folder}/valid-0.tar", CorpusOptions())
+    assert [row.id for row in remote] == [third]
