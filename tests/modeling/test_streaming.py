@@ -1,0 +1,230 @@
+"""Streaming: the same speech however the tokens arrive, early, without clicks, and stopped when nobody listens."""
+
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from factories import WIDTH, decoder_settings, make_composite, random_ids, random_mel
+
+from e2e_tts.modeling import Chunking, E2ETTSModel, SpeechGenerationError, TextToSpeechFeatureExtractor, VocoderModel
+from e2e_tts.modeling.griffin_lim import initial_phase
+from e2e_tts.modeling.modeling_flow_decoder import NOISE
+from e2e_tts.modeling.modeling_speech_lm import GeneratedCodes
+from e2e_tts.modeling.randomness import seeded_noise
+from e2e_tts.modeling.streaming import ChunkDecoder
+
+ROOT = Path(__file__).parents[2]
+CLIP = ROOT / "tests" / "fixtures" / "clips" / "LJ002-0002.opus"
+SMALL = Chunking(first=3, size=5, look_ahead=2, context=4)
+TEXT = torch.tensor([[5, 9, 14, 20, 33, 41, 7, 12]])
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> E2ETTSModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def released() -> E2ETTSModel:
+    return E2ETTSModel.from_pretrained(ROOT / "model_cards" / "small-en").eval()
+
+
+@pytest.fixture(scope="module")
+def speech(released) -> tuple[torch.Tensor, torch.Tensor]:
+    """Speech tokens (1, T) and speaker embedding (1, S) of a real recording."""
+    audio, rate = soundfile.read(CLIP, dtype="float32")
+    extractor = TextToSpeechFeatureExtractor(released.config.encoder_config.mel)
+    features = extractor(audio, sampling_rate=rate)["input_features"]
+    with torch.no_grad():
+        return released.encoder(features).ids, released.embed_speaker(features)
+
+
+def long_speech(model: E2ETTSModel, seed: int, **settings) -> dict[str, torch.Tensor]:
+    return model.generate(TEXT, seed=seed, num_steps=2, min_tokens_per_symbol=3.0, **settings)
+
+
+def joined(chunks: list[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
+    return torch.cat([chunk[name] for chunk in chunks], dim=1)
+
+
+# ---- parts of an utterance know their place
+
+
+def test_a_part_has_the_noise_and_the_phases_of_the_whole():
+    seeds = torch.tensor([3, 4])
+    whole = seeded_noise(seeds, NOISE, (20, 80))
+    assert torch.equal(seeded_noise(seeds, NOISE, (6, 80), first=11), whole[:, 11:17])
+    assert torch.equal(initial_phase(6, 960, 320, first_frame=7), initial_phase(20, 960, 320)[7:13])
+
+
+def test_the_vocoder_on_a_part_with_enough_around_it(tiny_config):
+    config = tiny_config(
+        vocoder_config={"hidden_size": 16, "num_layers": 1, "istft_n_fft": 960, "phase_prior_iterations": 2}
+    ).vocoder_config
+    torch.manual_seed(0)
+    vocoder = VocoderModel(config).eval()
+    mel = random_mel(1, 60, 80)
+    with torch.no_grad():
+        whole = vocoder(mel)
+        # Two frames an iteration, three for each of two convolutions, one for the overlap of windows.
+        part = vocoder(mel[:, 8:52], first_frame=8)
+        misplaced = vocoder(mel[:, 8:52])
+    inside = slice(12 * 320, 32 * 320)
+    torch.testing.assert_close(part[:, inside], whole[:, 20 * 320 : 40 * 320], atol=1e-5, rtol=1e-4)
+    assert (misplaced[:, inside] - part[:, inside]).abs().max() > 1e-3
+
+
+# ---- chunks
+
+
+@pytest.mark.parametrize("steps", [1, 4, 100])
+def test_chunks_do_not_depend_on_how_tokens_arrive(model, steps):
+    ids = random_ids(37, high=27)
+    expected = model.decode(ids[None], voice="anna", seed=5, num_steps=2, chunking=SMALL)
+    condition = model._condition("anna", 1)
+    seed = torch.randint(0, 2**31, (1,), generator=torch.Generator().manual_seed(5))
+    parts = (model.decoder, model.vocoder, model.lm.quantizer)
+    decoder = ChunkDecoder(*parts, condition.embedding, seed, chunking=SMALL, num_steps=2, guidance=0.7)
+    chunks = [chunk for piece in ids.split(steps) for chunk in decoder.push(piece)]
+    # A chunk waits for its look-ahead and for nothing else.
+    assert [chunk["ids"].shape[1] for chunk in chunks] == [3, 5, 5, 5, 5, 5, 5]
+    assert decoder.codes.shape[1] == 4 and decoder.mel.shape[1] == 8 and decoder.pending.shape[1] == 4
+    chunks += decoder.finish()
+    for name in ("audio", "mel", "ids"):
+        assert torch.equal(joined(chunks, name), expected[name])
+    assert expected["audio"].shape[1] == int(expected["audio_lengths"]) == 37 * 640
+    assert list(decoder.finish()) == []
+
+
+def test_one_chunk_is_the_whole(model):
+    chunking = {"first": 1000}
+    for voice in ("anna", model.make_voice(random_mel(1, 20, 80))):
+        whole = long_speech(model, 1, voice=voice)
+        once = long_speech(model, 1, voice=voice, chunking=chunking)
+        for name in ("ids", "mel", "audio"):
+            torch.testing.assert_close(once[name], whole[name], atol=1e-5, rtol=1e-5)
+
+
+def test_stream_is_what_generate_gives(model):
+    for voice in ("ben", model.make_voice(random_mel(1, 20, 80), text_ids=torch.tensor([[3, 4, 5, 6]]))):
+        expected = long_speech(model, 2, voice=voice, chunking=SMALL)
+        stream = model.generate_stream(
+            TEXT, voice=voice, seed=2, num_steps=2, chunking=SMALL, min_tokens_per_symbol=3.0
+        )
+        chunks = list(stream)
+        assert len(chunks) > 2
+        for name in ("audio", "mel", "ids"):
+            assert torch.equal(joined(chunks, name), expected[name])
+        # Whole utterances have the same tokens: only the decoder sees less at a time.
+        assert torch.equal(long_speech(model, 2, voice=voice)["ids"], expected["ids"])
+
+
+def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
+    heard = threading.Event()
+
+    def generate_codes(streamer, **_):
+        ids = random_ids(1, 30, high=27)
+        streamer.put(torch.zeros(1, 0, dtype=torch.long))
+        for token in ids[0, :6]:
+            streamer.put(token[None])
+        # With a listener that waits for all tokens this would never go on.
+        assert heard.wait(timeout=300)
+        for token in ids[0, 6:]:
+            streamer.put(token[None])
+        streamer.put(torch.tensor([model.lm.end_token_id]))
+        return GeneratedCodes(ids=ids, mask=ids >= 0, finished=torch.tensor([True]))
+
+    monkeypatch.setattr(model.lm, "generate_codes", generate_codes)
+    stream = model.generate_stream(TEXT, num_steps=1, chunking=SMALL)
+    first = next(stream)
+    assert first["ids"].shape[1] == 3 and not heard.is_set()
+    heard.set()
+    assert torch.equal(joined([first, *stream], "ids"), random_ids(1, 30, high=27))
+
+
+def test_leaving_stops_the_lm(tiny_model):
+    model = tiny_model()
+    model.lm.end_head.bias.data.fill_(-1e4)
+    stream = model.generate_stream(TEXT, seed=0, num_steps=1, chunking=SMALL, max_tokens_per_symbol=1000.0)
+    next(stream)
+    assert any(thread.name.startswith("speech-tokens") for thread in threading.enumerate())
+    stream.close()
+    assert not any(thread.name.startswith("speech-tokens") for thread in threading.enumerate())
+
+
+def test_errors(tiny_model):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="batch of 2"):
+        model.generate_stream(TEXT.repeat(2, 1))
+    with pytest.raises(ValueError, match="batch of 2"):
+        model.generate(TEXT.repeat(2, 1), seed=0, chunking=SMALL)
+    with pytest.raises(ValueError, match="Nothing to speak"):
+        model.generate_stream(None)
+    with pytest.raises(ValueError, match=r"chunking\.look_ahead must be at least 1, got 0"):
+        model.generate_stream(TEXT, chunking={"look_ahead": 0})
+    with pytest.raises(TypeError, match="length"):
+        model.generate_stream(TEXT, chunking={"length": 3})
+    # An error in the thread of the LM comes out where the chunks do.
+    with pytest.raises(ValueError, match="top_k"):
+        list(model.generate_stream(TEXT, top_k=0))
+    model.lm.end_head.bias.data.fill_(-1e4)
+    stream = model.generate_stream(TEXT, seed=0, num_steps=1, chunking=SMALL)
+    assert next(stream)["audio"].shape[1] == 3 * 640
+    with pytest.raises(SpeechGenerationError, match="did not end"):
+        list(stream)
+    reads_states = make_composite(decoder_config=decoder_settings(hidden_condition_size=WIDTH))
+    with pytest.raises(ValueError, match="need a text"):
+        reads_states.generate_stream(TEXT % 20, speaker_embedding=torch.ones(1, 16))
+
+
+def test_seeds_are_of_one_call(model):
+    before = torch.get_rng_state()
+    first = long_speech(model, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(long_speech(model, 3)["audio"], first["audio"])
+    # Without a seed the process's generator decides.
+    drawn = []
+    for seed in (8, 8, 9):
+        torch.manual_seed(seed)
+        drawn.append(long_speech(model, None)["ids"])
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+# ---- a real checkpoint
+
+
+def seam_steps(audio: torch.Tensor, seams: list[int]) -> list[float]:
+    """The step of the waveform into each seam over the large ones (99th percentile) of the 100 ms around it."""
+    steps = audio[0].diff().abs()
+    return [float(steps[seam - 1] / steps[seam - 800 : seam + 800].quantile(0.99)) for seam in seams]
+
+
+@torch.no_grad()
+def test_no_click_and_little_difference(released, speech):
+    ids, voice = speech
+    chunking = Chunking()
+    whole = released.decode(ids, voice=voice, seed=1)
+    chunked = released.decode(ids, voice=voice, seed=1, chunking=chunking)
+    other = released.decode(ids, voice=voice, seed=2, vocoder=False)
+    # Decoded in chunks, the mel is far nearer to the whole utterance's than two draws of the decoder to each other.
+    distance = (chunked["mel"] - whole["mel"]).abs().mean()
+    assert distance < 0.5 * (other["mel"] - whole["mel"]).abs().mean()
+    samples = 640 * torch.tensor([chunking.first, *[chunking.size] * 2]).cumsum(0)
+    seams = [int(seam) for seam in samples if seam < chunked["audio"].shape[1] - 640]
+    assert len(seams) == 3
+    assert max(seam_steps(chunked["audio"], seams)) < 0.8
+    # What is heard without care: each piece of mel vocoded by itself.
+    edges = [0, *(seam // 320 for seam in seams), chunked["mel"].shape[1]]
+    careless = torch.cat([released.vocoder(chunked["mel"][:, a:b]) for a, b in pairwise(edges)], dim=1)
+    assert max(seam_steps(careless, seams)) > 1.0
+
+
+def test_no_click_in_a_tiny_model(model):
+    ids = random_ids(1, 60, high=27)
+    audio = model.decode(ids, voice="anna", num_steps=2, chunking=SMALL)["audio"]
+    seams = [640 * (3 + 5 * index) for index in range(1, 10)]
+    assert max(seam_steps(audio, seams)) < 1.5
