@@ -1,0 +1,127 @@
+"""The doctor passes a recipe that trains, and names the mistakes of one that would not, with what to do."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from factories import composite_settings, make_composite, make_rows, vocoder_settings
+from stages import LORA, make_folders, recipe_values
+
+from e2e_tts.trainers import doctor
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    return make_folders(tmp_path_factory.mktemp("doctor"))
+
+
+def examine(values: dict, folder: Path, *options: str) -> int:
+    """Writes the recipe and runs the command; returns its exit code."""
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(values))
+    try:
+        doctor.main(["--recipe", str(file), *options])
+    except SystemExit as error:
+        assert "the run would fail" in str(error)
+        return 1
+    return 0
+
+
+def test_a_recipe_that_trains(folders, tmp_path, capsys):
+    changes = {"ema": {"decoder": 0.9}, "samples": {"every": 1}, "arguments": {"max_steps": 720}}
+    assert examine(recipe_values("joint", folders, **changes), tmp_path, "--steps", "3") == 0
+    text = capsys.readouterr().out
+    assert "[problem]" not in text and text.endswith("ready\n")
+    assert "720 steps on cpu" in text and "levels [4, 3, 3] and 25 tokens a second" in text
+    assert re.search(r"first: 6 rows, 0.00 h, share 0.67, read \d+\.\d times", text)
+    assert re.search(r"share of padding \d+\.\d%", text) and "3 steps, loss" in text
+    seconds, *clock = re.search(r"([\d.]+) s a step, (\d+):(\d+):(\d+) \(h:mm:ss\) for 720", text).groups()
+    estimate = sum(int(part) * unit for part, unit in zip(clock, (3600, 60, 1), strict=True))
+    assert estimate == pytest.approx(float(seconds) * 720, abs=0.005 * 720 + 1)
+    assert not list(tmp_path.glob("*/")), "nothing is left behind"
+
+
+def test_lora_needs_less_memory(folders, tmp_path, capsys):
+    learning = []
+    for changes in (LORA, {**LORA, "lora": None}):
+        assert examine(recipe_values("component", folders, **changes), tmp_path, "--steps", "0") == 0
+        learning.append(float(re.search(r"([\d.]+) M learn", capsys.readouterr().out).group(1)))
+    assert learning[0] < learning[1]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"losses": {"flwo": 1.0}}, r"recipe .*did you mean flow"),
+        ({"init": "/nowhere"}, r"model .*/nowhere"),
+        ({"arguments": {"bf16": True}}, r"arguments .*bf16=false"),
+        ({"arguments": {"max_steps": 0}}, r"arguments .*max_steps must be set"),
+        ({"arguments": {"lr_scheduler_type": "cosin"}}, r"arguments .*cosin"),
+        ({"data": {"folders": ["/nowhere"]}}, r"data .*/nowhere"),
+        ({"data": {"weights": {"third": 1.0}}}, r"data .*'third'"),
+        ({"data": {"max_seconds": 0.1}}, r"data .*no rows"),
+        ({"lora": {"targets": {"lm": ["nothing"]}}}, r"no linear layer ends in 'nothing'"),
+        ({"losses": {"flow": 1.0}}, r"train names reward, but no loss reaches it"),
+    ],
+)
+def test_mistakes_are_problems(changes, message, folders, tmp_path, capsys):
+    values = recipe_values("joint", folders, **{key: value for key, value in changes.items() if key != "data"})
+    values["data"] = values["data"] | changes.get("data", {})
+    assert examine(values, tmp_path, "--steps", "2") == 1
+    assert re.search(rf"\[problem\] +.*{message}", capsys.readouterr().out)
+
+
+def test_parts_that_do_not_fit_are_problems(folders, tmp_path, capsys):
+    mel = {"sampling_rate": 16000, "hop_length": 320, "num_mel_bins": 64}
+    model = composite_settings(vocoder_config=vocoder_settings(mel=mel))
+    assert examine(recipe_values("joint", folders, init=None, model=model), tmp_path) == 1
+    assert "decoder's and the vocoder's mel differ (num_mel_bins: 80 vs 64" in capsys.readouterr().out
+    other = make_composite(**{key: {**value, "levels": [5, 3]} if "levels" in value else value
+                              for key, value in composite_settings().items()})  # fmt: skip
+    other.lm.save_pretrained(tmp_path / "lm")
+    assert examine(recipe_values("joint", folders, init_modules={"lm": str(tmp_path / "lm")}), tmp_path) == 1
+    assert "FSQ levels differ: encoder_config has [4, 3, 3], lm_config has [5, 3]" in capsys.readouterr().out
+
+
+def test_data_of_another_model_is_a_problem(folders, tmp_path, capsys):
+    rows = make_rows(6, sampling_rate=24000) + make_rows(2, split="dev", seed=1, sampling_rate=24000)
+    rows = [row | {"text_ids": [99], "speaker_embedding": [0.0] * 8} for row in rows]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "data")
+    values = recipe_values("joint", folders)
+    values["data"]["folders"] = [str(tmp_path / "data")]
+    assert examine(values, tmp_path) == 1
+    text = capsys.readouterr().out
+    assert "24000 Hz" in text and "text_ids go up to 99, but the LM's vocab_size is 20" in text
+    assert "speaker_embedding has 8 values, the model's are 16" in text
+    assert "s a step" not in text, "a run that would fail is not begun"
+
+
+def test_a_weighted_loss_that_is_not_there_is_told(folders, tmp_path, capsys):
+    values = recipe_values("joint", folders, losses={"lm": 0.1, "asr": 1.0, "flow": 1.0, "ser": 1.0})
+    assert examine(values, tmp_path, "--steps", "2") == 0
+    assert re.search(r"\[warning\] losses +ser ", capsys.readouterr().out)
+
+
+def test_a_model_too_large_for_the_machine_is_not_built(folders, tmp_path, capsys, monkeypatch):
+    class Little:
+        available = 1000
+
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", Little)
+    assert examine(recipe_values("joint", folders), tmp_path) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"\[problem\] memory .*Use lora", text) and "s a step" not in text
+
+
+def test_a_vocoder_recipe(folders, tmp_path, capsys):
+    values = {
+        "trainer": "vocoder",
+        "folders": [folders["data"]],
+        "model": vocoder_settings(),
+        "crops": {"crop_seconds": 0.2, "source_weights": {"first": 1.0}, "eval_crops": 2},
+        "arguments": {"max_steps": 50, "per_device_train_batch_size": 2, "use_cpu": True},
+    }
+    assert examine(values, tmp_path, "--steps", "2") == 0
+    assert "for 50 steps" in capsys.readouterr().out
+    assert examine(values | {"folders": ["/nowhere"]}, tmp_path) == 1
