@@ -42,6 +42,7 @@ ALIASES = {
     "emotion": ("emotion",),
     "language": ("language", "locale"),
     "speaker_embedding": ("speaker_embedding",),
+    "split": ("split",),
 }
 REQUIRED = ("audio", "text")
 ROWS_TO_SEE_COLUMNS = 20  # of a stream without a schema
@@ -132,7 +133,7 @@ class Corpus:
             emotion=self.text(row, "emotion"),
             language=self.text(row, "language") or self.options.language,
             speaker_embedding=self.value(row, "speaker_embedding"),
-            split=self.split,
+            split=self.split or standard_split(self.text(row, "split")),
             start_seconds=row.get("start_seconds") or 0.0,
             seconds=None if row.get("start_seconds") is None else row.get("seconds"),
             problem=row.get(PROBLEM) or "",

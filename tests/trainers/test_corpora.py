@@ -278,6 +278,16 @@ def test_who_speaks_where_the_corpus_does_not_say(tmp_path):
     assert set(known["speaker"][:]) == {"anna"} and set(known["language"][:]) == {"en"}
 
 
+def test_a_split_column_is_kept(tmp_path):
+    audio = {"bytes": b"-", "path": None}
+    rows = [{"audio": audio, "text": "A.", "split": name} for name in ("validation", "x", "test")]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "corpus")
+    (corpus,) = open_corpora(str(tmp_path / "corpus"), CorpusOptions())
+    assert [row.split for row in corpus] == ["dev", None, "test"]
+    (without,) = open_corpora(str(tmp_path / "corpus"), CorpusOptions(columns={"split": ""}))
+    assert {row.split for row in without} == {None}
+
+
 # ---------------------------------------------------------------- Kaldi
 
 
