@@ -1,4 +1,4 @@
-"""Speech from text: the pipeline, the release of checkpoints, the command line; and, in `evaluation`, its measurement."""
+"""Speech from text: the pipeline, the release of checkpoints, command line and server; in `evaluation`, measurement."""
 
 from typing import TYPE_CHECKING, Any
 

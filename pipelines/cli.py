@@ -1,141 +1,318 @@
-"""The command `e2e-tts`, also `python -m e2e_tts.pipelines.cli`: speaks a text to a WAV file."""
+"""The command `e2e-tts`, also `python -m e2e_tts.pipelines.cli`: `e2e-tts --help` lists what it does."""
 
-import argparse
-import json
+import importlib
+import os
 import sys
-import time
-from pathlib import Path
+import warnings
+from argparse import ArgumentParser as Parser
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-DEFAULT_MODEL = Path("model_cards") / "small-en"
-EXAMPLES = """examples:
+from . import commands
+from .audio_writer import FORMATS
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+OVERVIEW = """examples:
   e2e-tts speak "Hello, world! How are you today?" -o hello.wav
-  e2e-tts speak "Hello again." -o hello.wav --voice NAME --speed 1.2 --seed 1
-  e2e-tts speak - -o chapter.wav < chapter.txt          (standard input; any length)
+  e2e-tts clone me.wav -o me.safetensors
+  e2e-tts speak "In my own voice." --voice me.safetensors -o mine.wav
+  e2e-tts convert me.wav --voice NAME -o other.wav
+  e2e-tts serve --port 8000
+  e2e-tts train --recipe small_joint --output_dir runs/joint
+
+Every command has its own --help. Messages go to standard error, so that - can stand for standard input and output.
+Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
+"""
+SPEAK = """examples:
+  e2e-tts speak "Hello, world! How are you today?" -o hello.wav
+  e2e-tts speak "Hello again." -o hello.mp3 --voice NAME --speed 1.2 --seed 1
+  e2e-tts speak - -o chapter.wav < chapter.txt                       (standard input; any length)
+  e2e-tts speak - --stream -o - < chapter.txt | ffplay -nodisp -     (hear it while it is being spoken)
+  my-chatbot | e2e-tts speak - --stream -o - --format raw | aplay -f S16_LE -r 16000
   e2e-tts speak "In your own voice." -o mine.wav --reference me.wav --reference-text "What I say in me.wav."
   e2e-tts speak --list-voices
 """
+CLONE = """examples:
+  e2e-tts clone me.wav -o me.safetensors
+  e2e-tts clone me.wav --text "What I say in me.wav." -o me.safetensors     (copies the manner of speaking too)
+  e2e-tts clone me.wav --transcribe -o me.safetensors                       (finds out by itself what it says)
+  e2e-tts speak "Hello." --voice me.safetensors -o hello.wav
+
+Clone only your own voice, or one whose owner has agreed.
+"""
+CONVERT = """examples:
+  e2e-tts convert me.wav --voice NAME -o other.wav
+  e2e-tts convert me.wav --reference you.wav -o you_say_it.wav
+  e2e-tts convert takes/*.wav --voice me.safetensors -o converted/           (into a folder that exists)
+  arecord -f S16_LE -r 16000 -d 5 | e2e-tts convert - -o - | aplay
+"""
+TOKENIZE = """examples:
+  e2e-tts tokenize me.wav                                 (one line of JSON)
+  e2e-tts tokenize takes/*.wav --format npy -o tokens/    (into a folder that exists)
+  e2e-tts tokenize me.wav | e2e-tts detokenize - --voice NAME -o other.wav
+
+.json and .safetensors files also know the tokenizer that they belong to; .npy files hold the tokens alone.
+"""
+DETOKENIZE = """examples:
+  e2e-tts detokenize me.json -o again.wav
+  e2e-tts detokenize tokens/*.npy --voice NAME --format flac -o speech/
+  e2e-tts tokenize me.wav | e2e-tts detokenize - -o - | aplay
+"""
+SERVE = """examples:
+  e2e-tts serve
+  curl http://127.0.0.1:8000/v1/audio/speech -H "Content-Type: application/json" \\
+       -d '{"model": "small-en", "input": "Hello, world!", "response_format": "wav"}' -o hello.wav
+  OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=none my-program-with-the-openai-library
+
+It speaks OpenAI's speech protocol: /v1/audio/speech, /v1/audio/voices, /v1/models, and /health. It asks for no key: let
+strangers reach it only through a proxy that does.
+"""
 
 
-def find_model(folder: str | None) -> Path:
-    """The folder given, else the checkpoint shipped beside this package or below the current directory.
+@dataclass(frozen=True)
+class ModuleCommand:
+    """A command that another module carries out by its `main(arguments)`, the reading of its arguments included."""
 
-    Raises ValueError where there is none.
-    """
-    if folder is not None:
-        if not (Path(folder) / "config.json").is_file():
-            raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
-        return Path(folder)
-    places = [Path(__file__).resolve().parents[1] / DEFAULT_MODEL, Path.cwd() / DEFAULT_MODEL]
-    for place in places:
-        if (place / "config.json").is_file():
-            return place
-    raise ValueError(
-        f"No model: pass --model DIR, or run from a clone of the repository. Looked in {', '.join(map(str, places))}."
-    )
+    module: str
+    help: str
+    settings: dict[str, str] = field(default_factory=dict)
 
 
-def list_voices(model: Path) -> list[str]:
-    """Names of the built-in voices of a checkpoint, the default one first."""
-    return list(json.loads((model / "config.json").read_text()).get("voices") or {})
+MODULE_COMMANDS = {
+    "prepare": ModuleCommand("e2e_tts.trainers.prepare", "turn speech corpora into a data set for training"),
+    "doctor": ModuleCommand("e2e_tts.trainers.doctor", "examine a recipe before its run"),
+    "train": ModuleCommand("e2e_tts.trainers.train", "train a stage, or the vocoder, from a recipe"),
+    "evaluate": ModuleCommand(
+        "e2e_tts.pipelines.evaluation.harness", "measure a checkpoint, or any recordings", {"prog": "e2e-tts evaluate"}
+    ),
+}
 
 
-def speak(options: argparse.Namespace) -> None:
-    """Carries out `speak`. Raises ValueError or RuntimeError with one line that says what to do."""
-    model = find_model(options.model)
-    if options.list_voices:
-        print("\n".join(list_voices(model)) or "This model has no built-in voices; use --reference.")
-        return
-    if options.text is None:
-        raise ValueError('Nothing to speak: e2e-tts speak "text" -o out.wav, or - for standard input.')
-    text = sys.stdin.read() if options.text == "-" else options.text
-    if not text.strip():
-        raise ValueError("The text is empty.")
-    output = Path(options.output)
-    if output.suffix.lower() not in (".wav", ".flac", ".ogg"):
-        raise ValueError(f"The output must be a .wav, .flac or .ogg file, got {options.output}.")
-    if not output.parent.is_dir():
-        raise ValueError(f"There is no folder {output.parent}.")
-    # Imported late: help, voices and mistakes answer at once.
-    import soundfile
-    import transformers
-
-    from . import load_pipeline
-    from .long_text import speak_long
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    pipe = load_pipeline(str(model), device=options.device)
-    settings = {
-        "voice": options.voice,
-        "reference_audio": options.reference,
-        "reference_text": options.reference_text,
-        "seed": options.seed,
-        "speed": options.speed,
-        "num_steps": options.steps,
-        "guidance": options.guidance,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-    }
-    settings = {name: value for name, value in settings.items() if value is not None}
-
-    def progress(number: int, count: int, part: str) -> None:
-        if not options.quiet:
-            print(f"[{number}/{count}] {part}", file=sys.stderr, flush=True)
-
-    start = time.perf_counter()
-    speech = speak_long(pipe, text, progress, **settings)
-    soundfile.write(output, speech["audio"].clip(-1.0, 1.0), speech["sampling_rate"])
-    if not options.quiet:
-        seconds = len(speech["audio"]) / speech["sampling_rate"]
-        print(f"{output}: {seconds:.1f} s of speech in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> Parser:
+    parser = Parser(
         prog="e2e-tts",
         description="Text to speech on your own machine.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=OVERVIEW,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="speak")
-    command = commands.add_parser(
-        "speak",
-        help="speak a text to a file",
-        description="Speaks a text to a file. Long texts are spoken sentence by sentence.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[Namespace], None], summary: str, description: str, epilog: str) -> Parser:
+        command = subparsers.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=epilog,
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    _add_speak(add("speak", commands.speak, "speak a text", "Speaks a text, sentence by sentence.", SPEAK))
+    _add_clone(
+        add("clone", commands.clone, "make a voice of a recording", "Makes a voice file of a recording.", CLONE)
     )
-    command.add_argument("text", nargs="?", help="what to say; - reads standard input")
-    command.add_argument("-o", "--output", default="speech.wav", help=".wav, .flac or .ogg (default: %(default)s)")
-    command.add_argument("--model", metavar="DIR", help=f"checkpoint (default: the shipped {DEFAULT_MODEL.as_posix()})")
-    command.add_argument("--voice", metavar="NAME", help="built-in voice (default: the model's first)")
-    command.add_argument("--list-voices", action="store_true", help="print the names of the built-in voices")
-    command.add_argument("--reference", metavar="FILE", help="recording whose voice is taken instead, 3 to 10 s say")
-    command.add_argument("--reference-text", metavar="TEXT", help="what the recording says; its manner is copied too")
-    command.add_argument("--seed", type=int, help="repeatable result")
-    command.add_argument("--speed", type=float, help="0.25 to 4; 2 is twice as fast")
-    command.add_argument("--steps", type=int, help="solver steps of the decoder; more is slower and finer")
-    command.add_argument("--guidance", type=float, help="guidance of the decoder; 0 is off and twice as fast")
-    command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
-    command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
-    command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
-    command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _add_convert(
+        add(
+            "convert",
+            commands.convert,
+            "speak recordings in another voice",
+            "Speaks recordings again in another voice; words and timing stay.",
+            CONVERT,
+        )
+    )
+    _add_tokenize(
+        add(
+            "tokenize",
+            commands.tokenize,
+            "write recordings as speech tokens",
+            "Writes recordings as the discrete tokens that the language model speaks in.",
+            TOKENIZE,
+        )
+    )
+    _add_detokenize(
+        add("detokenize", commands.detokenize, "speak speech tokens", "Makes tokens audible again.", DETOKENIZE)
+    )
+    _add_serve(
+        add(
+            "serve",
+            commands.serve,
+            "answer OpenAI's speech requests",
+            "A speech server for programs made for OpenAI's.",
+            SERVE,
+        )
+    )
+    for name, command in MODULE_COMMANDS.items():
+        subparsers.add_parser(name, help=command.help, add_help=False)
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 after a one-line error."""
-    options = build_parser().parse_args(arguments)
+def _add_speak(command: Parser) -> None:
+    command.add_argument("text", nargs="?", help="what to say; - reads standard input")
+    _add_output(command, default="speech.wav")
+    command.add_argument(
+        "--stream", action="store_true", help="write while speaking, and speak standard input while it comes"
+    )
+    _add_model(command)
+    _add_voice(command)
+    command.add_argument("--list-voices", action="store_true", help="print the names of the built-in voices")
+    text = command.add_mutually_exclusive_group()
+    text.add_argument("--reference-text", metavar="TEXT", help="what the reference says; its manner is copied too")
+    text.add_argument("--transcribe", action="store_true", help="let the model find out what the reference says")
+    command.add_argument("--speed", type=float, help="0.25 to 4; 2 is twice as fast")
+    _add_decoder(command)
+    command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
+    command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
+    command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
+
+
+def _add_clone(command: Parser) -> None:
+    command.add_argument("recording", help="3 to 10 seconds of clear speech, say; - reads an audio file from stdin")
+    command.add_argument("-o", "--output", required=True, help="the voice, a .safetensors file")
+    text = command.add_mutually_exclusive_group()
+    text.add_argument("--text", help="what the recording says; its manner of speaking is copied too")
+    text.add_argument("--transcribe", action="store_true", help="let the model find out what the recording says")
+    command.add_argument(
+        "--no-prompt", dest="prompt", action="store_false", help="keep the timbre alone, not the recording's sound"
+    )
+    command.add_argument("--name", help="kept in the file")
+    _add_model(command)
+
+
+def _add_convert(command: Parser) -> None:
+    command.add_argument("recordings", nargs="+", metavar="FILE", help="recordings; - reads one from standard input")
+    _add_output(command)
+    _add_model(command)
+    _add_voice(command)
+    _add_decoder(command)
+
+
+def _add_tokenize(command: Parser) -> None:
+    command.add_argument("recordings", nargs="+", metavar="FILE", help="recordings; - reads one from standard input")
+    command.add_argument(
+        "-o",
+        "--output",
+        default=commands.STANDARD,
+        help=".json, .npy or .safetensors file, a folder, or - for a line of JSON (default: %(default)s)",
+    )
+    command.add_argument(
+        "--format", choices=("json", "npy", "safetensors"), default="json", help="in a folder (default: %(default)s)"
+    )
+    _add_model(command)
+
+
+def _add_detokenize(command: Parser) -> None:
+    command.add_argument(
+        "recordings", nargs="+", metavar="FILE", help="what tokenize wrote; - reads a line of JSON from standard input"
+    )
+    _add_output(command)
+    _add_model(command)
+    _add_voice(command)
+    _add_decoder(command)
+
+
+def _add_serve(command: Parser) -> None:
+    command.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 for all (default: %(default)s)")
+    command.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    command.add_argument("--voices", metavar="DIR", help="folder of voice files: NAME.safetensors is offered as NAME")
+    command.add_argument(
+        "--alias", nargs="*", default=[], metavar="NAME", help="other names of the model for clients to ask for: tts-1"
+    )
+    command.add_argument(
+        "--max-characters", type=int, default=4096, help="longest text of a request (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-waiting", type=int, default=16, help="requests that may wait; more are refused (default: %(default)s)"
+    )
+    _add_model(command)
+
+
+def _add_output(command: Parser, default: str | None = None) -> None:
+    suffixes = ", ".join(f".{name}" for name in FORMATS)
+    kinds = f"{suffixes} file, {'a folder, ' if default is None else ''}or - for standard output"
+    command.add_argument(
+        "-o",
+        "--output",
+        required=default is None,
+        default=default,
+        help=kinds if default is None else f"{kinds} (default: %(default)s)",
+    )
+    command.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        help="by default as the suffix says, else wav; raw is 16-bit little-endian samples without a header",
+    )
+
+
+def _add_model(command: Parser) -> None:
+    command.add_argument(
+        "--model", metavar="DIR", help=f"checkpoint (default: the shipped {commands.DEFAULT_MODEL.as_posix()})"
+    )
+    command.add_argument("--device", default="cpu", help="cpu, cuda, mps (default: %(default)s)")
+    command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+
+
+def _add_voice(command: Parser) -> None:
+    command.add_argument("--voice", metavar="NAME", help="built-in voice, or a file of e2e-tts clone (default: first)")
+    command.add_argument("--reference", metavar="FILE", help="recording whose voice is taken instead, 3 to 10 s say")
+
+
+def _add_decoder(command: Parser) -> None:
+    command.add_argument("--seed", type=int, help="repeatable result")
+    command.add_argument(
+        "--steps", dest="num_steps", metavar="N", type=int, help="solver steps of the decoder; more is slower and finer"
+    )
+    command.add_argument("--guidance", type=float, help="guidance of the decoder; 0 is off and twice as fast")
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Users read what a warning says, not where in the code it was raised."""
+
+    def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+def _run_module(name: str, arguments: list[str]) -> int:
+    """Hands the arguments to the module of a command; its messages and help call it by the command's name."""
+    command = MODULE_COMMANDS[name]
+    program = sys.argv[0]
+    sys.argv[0] = f"e2e-tts {name}"  # what argparse shows in usage lines
     try:
-        speak(options)
-    except (ValueError, RuntimeError, ImportError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return importlib.import_module(command.module).main(arguments, **command.settings) or 0
+    finally:
+        sys.argv[0] = program
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 after a one-line error, 130 after an interrupt. Raises SystemExit as argparse does:
+    with 0 after help, with 2 for wrong usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if arguments and arguments[0] in MODULE_COMMANDS:
+            return _run_module(arguments[0], arguments[1:])
+        options = build_parser().parse_args(arguments)
+        with _warnings_in_one_line():
+            options.run(options)
+    except BrokenPipeError:
+        # The reader has left, which is its right. Nothing is left to flush to it when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        if arguments[0] in MODULE_COMMANDS:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
     return 0
 
 

@@ -38,17 +38,35 @@ class SpeechTokens:
         path = _checked(path)
         if not path.parent.is_dir():
             raise ValueError(f"There is no folder {path.parent}; make it first.")
-        arrays = {name: value for name in ("ids", "probe") if (value := getattr(self, name)) is not None}
-        about = {name: value for name in ("levels", "token_rate") if (value := getattr(self, name)) is not None}
         if path.suffix == ".npy":
             np.save(path, self.ids, allow_pickle=False)
         elif path.suffix == ".json":
-            lists = {name: value.tolist() for name, value in arrays.items()}
-            path.write_text(json.dumps({"format": FORMAT, **about, **lists}) + "\n", encoding="utf-8")
+            path.write_text(self.to_json() + "\n", encoding="utf-8")
         else:
             from safetensors.numpy import save_file
 
-            save_file(arrays, path, metadata={"format": FORMAT, "about": json.dumps(about)})
+            save_file(self._arrays(), path, metadata={"format": FORMAT, "about": json.dumps(self._about())})
+
+    def to_json(self) -> str:
+        """What a `.json` file holds, on one line."""
+        lists = {name: value.tolist() for name, value in self._arrays().items()}
+        return json.dumps({"format": FORMAT, **self._about(), **lists})
+
+    @classmethod
+    def from_json(cls, text: str) -> "SpeechTokens":
+        """Reads what `to_json` gave. Raises ValueError for anything else."""
+        values = json.loads(text)
+        _check_format(values.pop("format", None) if isinstance(values, dict) else None)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"entries are missing or unknown: {error}") from error
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: value for name in ("ids", "probe") if (value := getattr(self, name)) is not None}
+
+    def _about(self) -> dict[str, object]:
+        return {name: value for name in ("levels", "token_rate") if (value := getattr(self, name)) is not None}
 
     @classmethod
     def load(cls, path: str | Path) -> "SpeechTokens":
@@ -60,19 +78,14 @@ class SpeechTokens:
             if path.suffix == ".npy":
                 return cls(np.load(path, allow_pickle=False))
             if path.suffix == ".json":
-                values = json.loads(path.read_text(encoding="utf-8"))
-                found = values.pop("format", None) if isinstance(values, dict) else None
-            else:
-                from safetensors import safe_open
+                return cls.from_json(path.read_text(encoding="utf-8"))
+            from safetensors import safe_open
 
-                with safe_open(path, framework="numpy") as file:
-                    values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-                    metadata = file.metadata() or {}
-                found = metadata.get("format")
-                values |= json.loads(metadata.get("about", "{}"))
-            if found != FORMAT:
-                raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
-            return cls(**values)
+            with safe_open(path, framework="numpy") as file:
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+                metadata = file.metadata() or {}
+            _check_format(metadata.get("format"))
+            return cls(**values, **json.loads(metadata.get("about", "{}")))
         except Exception as error:  # each reader has errors of its own for a broken file
             raise ValueError(f"{path} cannot be read as speech tokens: {error}") from error
 
@@ -81,6 +94,11 @@ def _checked(path: str | Path) -> Path:
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"Speech tokens are kept in {', '.join(SUFFIXES)} files, got {path}.")
     return Path(path)
+
+
+def _check_format(found: object) -> None:
+    if found != FORMAT:
+        raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
 
 
 def _whole_numbers(values: object, name: str) -> np.ndarray:

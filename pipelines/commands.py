@@ -1,0 +1,342 @@
+"""What the commands of `e2e-tts` do; `cli` reads their arguments.
+
+Every function raises ValueError, RuntimeError, ImportError or OSError with one line that says what to do. Packages that
+take seconds to import are imported once everything that can be checked without them is checked.
+"""
+
+import argparse
+import io
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from .audio_writer import AudioWriter, encode, format_of, writable_formats
+
+DEFAULT_MODEL = Path("model_cards") / "small-en"
+STANDARD = "-"  # standard input or output
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def find_model(name: str | None) -> str:
+    """A checkpoint's folder, or owner/model on the Hub; by default the checkpoint shipped beside this package or below
+    the current directory. Raises ValueError where there is none."""
+    if name is not None:
+        if (Path(name) / "config.json").is_file():
+            return name
+        if _HUB_NAME.fullmatch(name) and not Path(name).exists():
+            return name
+        raise ValueError(f"{name} is not a checkpoint: it has no config.json.")
+    places = [Path(__file__).resolve().parents[1] / DEFAULT_MODEL, Path.cwd() / DEFAULT_MODEL]
+    for place in places:
+        if (place / "config.json").is_file():
+            return str(place)
+    raise ValueError(
+        f"No model: pass --model DIR, or run from a clone of the repository. Looked in {', '.join(map(str, places))}."
+    )
+
+
+def list_voices(model: str) -> list[str]:
+    """Names of the built-in voices of a checkpoint, the default one first."""
+    path = Path(model) / "config.json"
+    if path.is_file():
+        return list(json.loads(path.read_text()).get("voices") or {})
+    from e2e_tts.modeling import E2ETTSConfig
+
+    return list(E2ETTSConfig.from_pretrained(model).voices)
+
+
+def speak(options: argparse.Namespace) -> None:
+    """Speaks a text to a file or to standard output, at once or while it is being spoken."""
+    model = find_model(options.model)
+    if options.list_voices:
+        print("\n".join(list_voices(model)) or "This model has no built-in voices; use --reference.")
+        return
+    if options.text is None:
+        raise ValueError('Nothing to speak: e2e-tts speak "text" -o out.wav, or - for standard input.')
+    audio_format = checked_format(options.output, options.format)
+    text: str | Iterator[str] = options.text
+    if options.text == STANDARD:
+        # One character at a time: a longer read would wait for more of a text that is still being written.
+        text = iter(lambda: sys.stdin.read(1), "") if options.stream else sys.stdin.read()
+    if isinstance(text, str) and not text.strip():
+        raise ValueError("The text is empty.")
+    pipe = load_pipe(model, options)
+    names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", "temperature", "top_k", "top_p")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.reference is not None:
+        settings["reference_audio"] = options.reference
+    if options.transcribe:
+        settings["transcribe"] = True
+
+    def progress(number: int, count: int | None, part: str) -> None:
+        say(options, f"[{number}{f'/{count}' if count else ''}] {part}")
+
+    start = time.perf_counter()
+    if options.stream:
+        chunks = pipe.stream(text, progress=progress, **settings)
+        samples = write_stream(chunks, pipe.model.config.sampling_rate, options.output, audio_format)
+    else:
+        from .long_text import speak_long
+
+        samples = write_speech(speak_long(pipe, text, progress, **settings), options.output, audio_format)
+    seconds = samples / pipe.model.config.sampling_rate
+    say(options, f"{options.output}: {seconds:.1f} s of speech in {time.perf_counter() - start:.1f} s")
+
+
+def clone(options: argparse.Namespace) -> None:
+    """Makes a voice file of a recording."""
+    model = find_model(options.model)
+    if Path(options.output).suffix != ".safetensors":
+        raise ValueError(f"A voice is saved to a .safetensors file, got {options.output}.")
+    check_folder(options.output)
+    recording = read_recording(options.recording)
+    pipe = load_pipe(model, options)
+    metadata = {} if options.name is None else {"name": options.name}
+    voice = pipe.clone(
+        recording, text=options.text, transcribe=options.transcribe, prompt=options.prompt, metadata=metadata
+    )
+    pipe.save_voice(voice, options.output)
+    heard = f" It heard: {voice.symbols}" if options.transcribe else ""
+    say(options, f"{options.output}: speak with it by --voice {options.output}.{heard}")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Speaks recordings again in another voice."""
+    model = find_model(options.model)
+    formats, plan = plan_audio(options)
+    recordings = {source: read_recording(source) for source, _ in plan}
+    pipe = load_pipe(model, options)
+    voice = find_voice(pipe, options)
+
+    def work(source: str, target: str) -> None:
+        speech = pipe.convert(recordings[source], voice=voice, **decoder_settings(options))
+        write_speech(speech, target, formats[target])
+
+    for_each(plan, work, options)
+
+
+def tokenize(options: argparse.Namespace) -> None:
+    """Writes recordings as speech tokens."""
+    model = find_model(options.model)
+    plan = plan_outputs(options.recordings, options.output, f".{options.format}")
+    for _, target in plan:
+        if target != STANDARD and Path(target).suffix not in (".json", ".npy", ".safetensors"):
+            raise ValueError(f"Tokens are written to .json, .npy or .safetensors files, got {target}.")
+    recordings = {source: read_recording(source) for source, _ in plan}
+    pipe = load_pipe(model, options)
+
+    def work(source: str, target: str) -> None:
+        tokens = pipe.tokenize(recordings[source])
+        if target == STANDARD:
+            print(tokens.to_json(), flush=True)
+        else:
+            tokens.save(target)
+
+    for_each(plan, work, options)
+
+
+def detokenize(options: argparse.Namespace) -> None:
+    """Speaks files of speech tokens."""
+    from .speech_tokens import SpeechTokens
+
+    model = find_model(options.model)
+    formats, plan = plan_audio(options)
+    if [source for source, _ in plan] == [STANDARD]:
+        try:
+            tokens = {STANDARD: SpeechTokens.from_json(sys.stdin.read())}
+        except ValueError as error:
+            raise ValueError(f"Standard input is not what e2e-tts tokenize prints: {error}") from error
+    else:
+        tokens = {source: SpeechTokens.load(source) for source, _ in plan}
+    pipe = load_pipe(model, options)
+    voice = find_voice(pipe, options)
+
+    def work(source: str, target: str) -> None:
+        speech = pipe.detokenize(tokens[source], voice=voice, **decoder_settings(options))
+        write_speech(speech, target, formats[target])
+
+    for_each(plan, work, options)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Answers OpenAI's speech requests until it is stopped."""
+    model = find_model(options.model)
+    try:
+        import uvicorn
+
+        from .speech_server import ServerLimits, create_app
+    except ImportError as error:
+        raise ImportError(f'The server needs more packages ({error}): pip install "e2e-tts[server]"') from error
+    quieten()
+    app = create_app(
+        model,
+        voices_folder=options.voices,
+        aliases=options.alias,
+        limits=ServerLimits(characters=options.max_characters, waiting=options.max_waiting),
+        device=options.device,
+    )
+    say(options, f"http://{options.host}:{options.port}/v1/audio/speech")
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning" if options.quiet else "info")
+
+
+def say(options: argparse.Namespace, message: str) -> None:
+    """Tells the user on standard error, unless --quiet."""
+    if not options.quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def quieten() -> None:
+    """No chatter of transformers between our lines."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_pipe(model: str, options: argparse.Namespace) -> Any:
+    """The pipeline of a checkpoint."""
+    quieten()
+    from . import load_pipeline
+
+    return load_pipeline(model, device=options.device)
+
+
+def find_voice(pipe: Any, options: argparse.Namespace) -> Any:
+    """The voice that --voice or --reference name, listened to once; None for the model's first."""
+    if options.reference is None:
+        return options.voice
+    if options.voice is not None:
+        raise ValueError("Give either --voice or --reference, not both.")
+    return pipe.clone(options.reference)
+
+
+def decoder_settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("seed", "num_steps", "guidance")}
+
+
+def read_recording(source: str) -> Any:
+    """What the pipeline takes for a recording: the path, or for "-" the samples from standard input.
+
+    Raises ValueError where there is no such file, or no audio in standard input.
+    """
+    if source != STANDARD:
+        if not Path(source).is_file():
+            raise ValueError(f"There is no recording {source}.")
+        return source
+    import soundfile
+
+    try:
+        samples, rate = soundfile.read(io.BytesIO(sys.stdin.buffer.read()), dtype="float32")
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"Standard input cannot be read as an audio file: {error}") from error
+    return {"array": samples, "sampling_rate": rate}
+
+
+def check_folder(output: str) -> None:
+    if not Path(output).parent.is_dir():
+        raise ValueError(f"There is no folder {Path(output).parent}.")
+
+
+def checked_format(output: str, chosen: str | None) -> str:
+    """The audio format of an output: the one chosen, else WAV for standard output, else what its suffix names.
+
+    Raises ValueError for formats and places that cannot be written to.
+    """
+    if output == STANDARD:
+        if sys.stdout.isatty():
+            raise ValueError("Audio does not go to a terminal: redirect the output to a file or to a player.")
+        audio_format = chosen or "wav"
+    else:
+        check_folder(output)
+        audio_format = chosen or format_of(output)
+    if audio_format not in writable_formats():
+        raise ValueError(f"Cannot write {audio_format} here; use one of {', '.join(writable_formats())}.")
+    return audio_format
+
+
+def plan_audio(options: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Formats by output, and the pairs of input and output, for commands that make audio of files."""
+    plan = plan_outputs(options.recordings, options.output, f".{options.format or 'wav'}")
+    return {target: checked_format(target, options.format) for _, target in plan}, plan
+
+
+def plan_outputs(sources: list[str], output: str, suffix: str) -> list[tuple[str, str]]:
+    """Pairs of input and output. output: a folder for several inputs or one; a file, or "-", for one.
+
+    Raises ValueError where outputs would overwrite each other or an input.
+    """
+    if Path(output).is_dir():
+        if STANDARD in sources:
+            raise ValueError("What comes from standard input has no name: give an output file, not a folder.")
+        plan = [(source, str(Path(output) / f"{Path(source).stem}{suffix}")) for source in sources]
+    elif len(sources) > 1:
+        raise ValueError(f"Several inputs need a folder that exists for their output, got {output}.")
+    else:
+        plan = [(sources[0], output)]
+    targets = [target for _, target in plan]
+    if twice := sorted({target for target in targets if targets.count(target) > 1}):
+        raise ValueError(f"Several inputs would be written to {twice[0]}; give them one at a time.")
+    inputs = {Path(source).resolve() for source in sources if source != STANDARD}
+    for target in targets:
+        if target != STANDARD and Path(target).resolve() in inputs:
+            raise ValueError(f"{target} would be overwritten by its own output; name another file or folder.")
+    return plan
+
+
+def for_each(plan: list[tuple[str, str]], work: Callable[[str, str], None], options: argparse.Namespace) -> None:
+    """Carries out `work` on every input, with a progress bar. One that fails does not keep the others from it.
+
+    Raises what `work` raises for one input, and RuntimeError after several of which some failed.
+    """
+    if len(plan) == 1:
+        work(*plan[0])
+        return
+    from tqdm import tqdm
+
+    failed = 0
+    for source, target in tqdm(plan, unit="file", disable=options.quiet, file=sys.stderr):
+        try:
+            work(source, target)
+        except (ValueError, RuntimeError, OSError) as error:
+            failed += 1
+            tqdm.write(f"error: {source}: {' '.join(str(error).split())}", file=sys.stderr)
+    if failed:
+        raise RuntimeError(f"{failed} of {len(plan)} files failed, see above.")
+
+
+def write_speech(speech: dict[str, Any], output: str, audio_format: str) -> int:
+    """Writes {"audio", "sampling_rate"} whole; returns the number of samples."""
+    data = encode(speech["audio"], speech["sampling_rate"], audio_format)
+    if output == STANDARD:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        Path(output).write_bytes(data)
+    return len(speech["audio"])
+
+
+def write_stream(chunks: Iterable[dict[str, Any]], rate: int, output: str, audio_format: str) -> int:
+    """Writes chunks as they come; returns the number of samples. A file is left playable wherever it is stopped."""
+    # The first chunk is waited for: a text that cannot be spoken leaves no file behind.
+    chunks = iter(chunks)
+    first = next(chunks)
+    # Pipes and devices cannot be returned to for a length; neither should what ">>" has written before.
+    growing = output == STANDARD or (Path(output).exists() and not Path(output).is_file())
+    file = sys.stdout.buffer if output == STANDARD else open(output, "wb" if growing else "w+b")  # noqa: SIM115
+    count = 0
+    try:
+        with AudioWriter(file, audio_format, rate, grows=growing) as writer:
+            for chunk in chain([first], chunks):
+                writer.write(chunk["audio"])
+                count += len(chunk["audio"])
+                file.flush()
+        file.flush()
+    finally:
+        if output != STANDARD:
+            file.close()
+    return count
