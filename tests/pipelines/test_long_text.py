@@ -1,0 +1,150 @@
+"""Long texts: split without loss or repetition, the same however they arrive, spoken one part at a time."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from e2e_tts.pipelines.long_text import (
+    MAX_CHARACTERS,
+    MIN_CHARACTERS,
+    TextSplitter,
+    speak_long,
+    speak_parts,
+    split_pieces,
+    split_text,
+)
+
+WORDS = ("the", "a", "bird", "river", "letter", "train", "window", "winter", "question", "walked", "sang", "left")
+OPENINGS = ("Dr. Smith", "Mrs. Jones", "It", "Nobody", "At 7:45 he", "For $3.50 they", "“Well,” she said; he")
+ENDS = (".", ".", ".", "!", "?", "...", ".”", "?)")
+PIECES = (*WORDS, "Dr.", "no...", "so!", "why?", "3.5", "end.", "“Yes.”", ",", ".", "—", "(", "\n\n", "\n",
+          "你好。", "吗？，", "x" * 45, "supercalifragilisticexpialidocious;")  # fmt: skip
+
+
+def make_sentences(words: int, seed: int = 0) -> list[str]:
+    """Different sentences of 3 to 60 words with abbreviations, numbers, quotes and commas; `words` words at least."""
+    draw = random.Random(seed)
+    sentences: list[str] = []
+    while sum(len(sentence.split()) for sentence in sentences) < words:
+        body = [draw.choice(WORDS) + ("," if draw.random() < 0.1 else "") for _ in range(draw.choice([2, 6, 10, 60]))]
+        sentences.append(f"{draw.choice(OPENINGS)} {' '.join(body).rstrip(',')} {len(sentences)}{draw.choice(ENDS)}")
+    return sentences
+
+
+def fake_pipe(spoken: list, fails: int = 0):
+    """Speaks every text as 10 samples; the first `fails` calls find no end."""
+
+    def pipe(text: str, **settings):
+        spoken.append((text, settings))
+        if len(spoken) <= fails:
+            raise RuntimeError("did not end")
+        return {"audio": np.full(10, len(spoken), dtype=np.float32), "sampling_rate": 100}
+
+    return pipe
+
+
+def test_2000_words_are_spoken_once_and_in_order():
+    sentences = make_sentences(2000)
+    text = "\n\n".join(" ".join(sentences[start : start + 9]) for start in range(0, len(sentences), 9))
+    assert len(text.split()) >= 2000
+    parts = split_text(text)
+    # Every word once, in order ...
+    assert " ".join(parts).split() == text.split()
+    # ... and every sentence whole, unless it is too long to be one part or so short that it shares one.
+    for sentence in sentences:
+        holders = [part for part in parts if sentence in part]
+        assert len(holders) == (len(sentence) <= MAX_CHARACTERS), sentence
+        if holders and len(sentence) >= MIN_CHARACTERS and holders[0] != sentence:
+            assert len(holders[0].replace(sentence, "").strip()) < MIN_CHARACTERS
+    assert all(len(part) <= MAX_CHARACTERS for part in parts)
+    spoken = []
+    speech = speak_long(fake_pipe(spoken), text, pause_seconds=0.05)
+    assert [part for part, _ in spoken] == parts
+    assert len(speech["audio"]) == 15 * len(parts) - 5
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_parts_do_not_depend_on_the_pieces(eager):
+    draw = random.Random(1)
+
+    def parts(pieces: list[str], limit: int) -> list[str]:
+        splitter = TextSplitter(limit, eager)
+        found = [part for piece in pieces for part in splitter.push(piece)]
+        return [*found, *splitter.finish()]
+
+    for _ in range(400):
+        text = " ".join(draw.choice(PIECES) for _ in range(draw.randint(1, 40)))
+        limit = draw.choice([10, 40, MAX_CHARACTERS])
+        cuts = sorted(draw.sample(range(len(text) + 1), min(len(text), draw.choice([1, 5, 1000]))))
+        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        whole = parts([text], limit)
+        assert parts(pieces, limit) == whole, (text, limit)
+        letters = re.compile(r"\w")
+        assert letters.findall("".join(whole)) == letters.findall(text)
+
+
+def test_pieces_are_spoken_after_the_first_clause():
+    taken = []
+
+    def pieces():
+        for character in "Once upon a time in a far country, there lived a bird that sang. It sang, day by day. End":
+            taken.append(character)
+            yield character
+
+    parts = split_pieces(pieces())
+    assert next(parts) == "Once upon a time in a far country," and taken[-2:] == [" ", "t"]
+    # Later parts are sentences: clauses by themselves would sound chopped.
+    assert list(parts) == ["there lived a bird that sang.", "It sang, day by day. End"]
+    assert list(split_pieces(["Wait, what?"])) == ["Wait, what?"]
+    with pytest.raises(ValueError, match=r"str.*got int"):
+        list(split_pieces(["One ", 2]))
+
+
+def test_ideographs_count_for_more():
+    sentence = "今天天气很好，我们一起去公园散步吧。"
+    assert split_text(sentence * 3) == [sentence] * 3
+    clause = "今天天气很好我们一起去公园散步，"
+    assert split_text(clause * 4) == [clause * 2] * 2
+
+
+def test_one_part_at_a_time():
+    spoken, seen = [], []
+    text = "The first sentence is this one. The second sentence comes after it. And here is the third one."
+    parts = speak_parts(fake_pipe(spoken), text, lambda *step: seen.append(step[:2]), pause_seconds=0.1, voice="eve")
+    assert spoken == []
+    first = next(parts)
+    assert len(spoken) == 1 and first["text"] == "The first sentence is this one." and len(first["audio"]) == 10
+    second = next(parts)
+    assert len(spoken) == 2 and np.array_equal(second["audio"], [0] * 10 + [2] * 10)
+    list(parts)
+    assert seen == [(1, 3), (2, 3), (3, 3)] and all(settings == {"voice": "eve"} for _, settings in spoken)
+
+
+def test_failed_speech_is_tried_again():
+    text = "The first sentence is this one. The second sentence comes after it."
+    spoken = []
+    assert len(list(speak_parts(fake_pipe(spoken, fails=2), text, seed=7))) == 2
+    assert [settings["seed"] for _, settings in spoken] == [7, 8, 9, 7]
+    with pytest.raises(RuntimeError, match=r"did not end \(In part 1 of 2: 'The first"):
+        speak_long(fake_pipe([], fails=3), text, seed=7)
+    with pytest.raises(ValueError, match="attempts"):
+        speak_long(fake_pipe([]), text, attempts=0)
+
+
+def test_a_reference_is_listened_to_once():
+    cloned, spoken = [], []
+
+    class Pipe:
+        def __call__(self, text, **settings):
+            return fake_pipe(spoken)(text, **settings)
+
+        def clone(self, *reference):
+            cloned.append(reference)
+            return "a voice"
+
+    text = "The first sentence is this one. The second sentence comes after it."
+    speak_long(Pipe(), text, reference_audio="me.wav", reference_text="Hello.", seed=1)
+    assert cloned == [("me.wav", None, "Hello.", False)]
+    assert [settings for _, settings in spoken] == [{"seed": 1, "voice": "a voice"}] * 2
