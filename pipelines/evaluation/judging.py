@@ -1,6 +1,7 @@
 """What the judges say of every clip: transcript, speaker vector, opinion scores; clip by clip, so that it continues."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,7 +165,7 @@ def _judge(
         record["transcript"] = "" if silent else ask("recogniser", lambda: transcribe(waveform, sampling_rate))
     if judges.quality and not silent:
         score = judges.quality.score
-        record["quality"] = ask("quality", lambda: score(waveform, sampling_rate))
+        record["quality"] = ask("quality", lambda: _finite(score(waveform, sampling_rate)))
     if judges.speaker and references and not silent:
         embed = judges.speaker.embed
         record["speaker"] = ask("speaker", lambda: references.label(utterance, condition))
@@ -173,5 +174,14 @@ def _judge(
     return record
 
 
+def _finite(scores: dict[str, float]) -> dict[str, float]:
+    if odd := [scale for scale, value in scores.items() if not math.isfinite(value)]:
+        raise ValueError(f"the scores {', '.join(odd)} are not finite")
+    return scores
+
+
 def _rounded(vector: Iterable[float]) -> list[float]:
-    return [round(float(value), 5) for value in vector]
+    values = [round(float(value), 5) for value in vector]
+    if not np.isfinite(values).all():
+        raise ValueError("the speaker vector is not finite")
+    return values

@@ -42,7 +42,8 @@ class ResultsFolder:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(file, len(whole))
-        records = (json.loads(line) for line in whole.decode("utf-8").splitlines())
+        # Not str.splitlines, which would also split at the line separators that a transcript may hold.
+        records = (json.loads(line) for line in whole.split(b"\n") if line)
         return {record["name"]: record for record in records}
 
     def append(self, kind: str, records: Iterable[dict[str, Any]]) -> None:

@@ -123,6 +123,35 @@ def test_every_kind_of_bad_speech_is_counted_and_none_ends_the_run(folder, tmp_p
     assert again.to_dict() == report.to_dict()
 
 
+def test_answers_that_are_no_numbers_are_refusals(folder):
+    class Broken(LevelJudge):
+        def score(self, waveform, sampling_rate):
+            return {"overall": float("nan")}
+
+    class Lost(SpectrumJudge):
+        def embed(self, waveform, sampling_rate):
+            vector = super().embed(waveform, sampling_rate)
+            return vector if vector.argmax() < 8 else vector * np.nan  # only "one" has a voice
+
+    report = harness.run_evaluation(
+        options(folder, judge_recordings=False), judges=Judges(judges().recogniser, Lost(), Broken())
+    )
+    figures = report.conditions["speech"].figures
+    assert figures["similarity"]["utterances"] == 1 and "quality_overall" not in figures
+    assert figures["error_rate"]["utterances"] == 4
+    reasons = {(name, role): reason for _, name, role, reason in report.refusals()}
+    assert reasons["one", "quality"] == "ValueError: the scores overall are not finite"
+    assert reasons["two", "speaker"] == "ValueError: the speaker vector is not finite"
+
+
+def test_transcripts_may_hold_any_line_separator(folder):
+    heard = judges()
+    heard.recogniser.transcripts[SAMPLES_PER_WORD * 2 + 7000] = "Birds\u2028sing\x85."
+    first = harness.run_evaluation(options(folder), judges=heard)
+    assert harness.run_evaluation(options(folder), judges=heard).to_dict() == first.to_dict()
+    assert first.conditions["speech"].figures["error_rate"]["value"] == 0
+
+
 def speak(folder, speaker, out="out", **changes):
     heard = {SAMPLES_PER_WORD * len(text.split()): text for text in TEXTS.values()}
     settings = {"model": "tones", "output_dir": str(folder / out), "batch_size": 2, "voice": "anna", **changes}
