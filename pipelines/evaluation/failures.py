@@ -24,9 +24,9 @@ class FailureLimits:
 
     A clip is silent if its peak is below `silence_peak` or its root mean square below `silence_rms` (full scale is 1).
     It is over-long if it lasts more than `base_seconds` plus `seconds_per_letter` for each letter or digit of its text.
-    It is cut off if the last `cut_off_words` words or more of the text were not heard, and repeats itself if at least
-    `repeated_words` more words than in the text merely repeat what was just said. A recogniser drops or doubles single
-    words of good speech too, which is why one word does not count.
+    It is cut off if the last word that was heard is right, and at least `cut_off_words` words after it were not heard.
+    It repeats itself if at least `repeated_words` more words than in the text merely repeat what was just said. A
+    recogniser drops or doubles single words of good speech too, which is why one word does not count.
     """
 
     silence_peak: float = 3e-3
@@ -53,7 +53,7 @@ class FailureLimits:
         return peak < self.silence_peak or rms < self.silence_rms
 
     def transcript_flags(self, reference: Sequence[str], heard: Sequence[str], lost_at_end: int) -> list[str]:
-        """Failures that the normalised words heard show; `lost_at_end` is how many words after the last one heard."""
+        """Failures that the normalised words heard show; `lost_at_end` counts the words after the last one heard."""
         if not heard:
             return [EMPTY_TRANSCRIPT]
         flags = []

@@ -148,9 +148,10 @@ def score_transcripts(
     for name, reference, hypothesis in zip(names, references, hypotheses, strict=True):
         heard = _words(normalise(hypothesis))
         result = jiwer.process_words([_words(normalise(reference))], [heard])
-        # Words of the text after the last one that was heard.
-        last = result.alignments[0][-1] if result.alignments[0] else None
-        lost = last.ref_end_idx - last.ref_start_idx if last is not None and last.type == "delete" else 0
+        # Words of the text after the last one heard. If that one is wrong, the speech did not just lose its end.
+        steps = [step.type for step in result.alignments[0]]
+        last = result.alignments[0][-1] if steps[-2:] == ["equal", "delete"] else None
+        lost = last.ref_end_idx - last.ref_start_idx if last else 0
         rows.append(
             UtteranceScore(
                 name=name,

@@ -98,6 +98,7 @@ def test_failures_are_counted_by_kind(load):
         ("we we went home before the rain", []),
         ("we went home before the rain rain rain rain", ["repetition"]),
         ("we went home home home home", ["repetition"]),
+        ("they ate", []),
         ("", ["empty_transcript"]),
         ("...", ["empty_transcript"]),
     ],
