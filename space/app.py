@@ -1,242 +1,294 @@
-"""A Gradio demo: text in, speech out, and a picture of the speech tokens and the mel that the model made on the way."""
+"""A Gradio demo: text in, speech out while it is being made, and a picture of the speech tokens and the mel."""
 
 import argparse
-import warnings
-from pathlib import Path
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-from transformers import PreTrainedModel, pipeline
+from checkpoints import VARIABLE, find_sources, load_checkpoints
+from PIL import Image
+from speech import MAX_CHARACTERS, Request, Speech, left_out, speak, to_int16, to_wav
 
-HERE = Path(__file__).resolve().parent
-# In the repository the released checkpoint; in a Space of its own, a copy of it beside this file.
-DEFAULT_MODELS = (HERE.parent / "model_cards" / "small-en", HERE / "model")
-MAX_CHARACTERS = 160
-MAX_QUEUE = 16
+MAX_QUEUE = 32
 MAX_UPLOAD = "10mb"
+MAX_SEED = 2**31 - 1
+# One utterance at a time: several would share the same processor, and all would come late.
+TURN = {"concurrency_limit": 1, "concurrency_id": "speech"}
+# What Gradio calls the speed and its like, and the pipeline's name for it.
+SETTINGS = {
+    "speed": "speed",
+    "guidance": "guidance",
+    "steps": "num_steps",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+}
 EXAMPLES = (
     "The birds sang in the morning.",
     "Could you read this sentence aloud, please?",
     "Dr. Green paid $25 for two tickets.",
 )
-INTRODUCTION = """# End-to-end text-to-speech
+TITLE = "End-to-end text-to-speech"
+INTRODUCTION = f"""# {TITLE}
 The language model turns text into speech tokens, the flow-matching decoder turns tokens into a mel spectrogram, and the
 vocoder makes it audible. Tokens, language model and decoder were trained together."""
 
-# Dark to light; the colours between are interpolated.
-PALETTE = np.array([(13, 8, 35), (84, 20, 108), (183, 55, 98), (244, 125, 60), (252, 233, 170)], dtype=np.float64)
-PAPER, INK = (255, 255, 255), (70, 70, 80)
+# A rate in Hz and samples.
+Audio = tuple[int, np.ndarray]
 
 
-def build_demo(model_path: str | None = None) -> gr.Blocks:
-    """The demo of one model: its folder or its name on the Hub; by default this repository's small English model.
+class Demo:
+    """The functions behind the page, over one or several checkpoints. Names of their parameters are names in the API.
 
-    The code in the model's folder is run (trust_remote_code): name only models whose authors you trust.
+    Each takes the inputs of `request`, of which those without a default come from the page's defaults.
+    """
+
+    def __init__(self, sources: list[str]) -> None:
+        self.checkpoints, self.own_vocoder = load_checkpoints(sources)
+        voices = [voice for pipe in self.checkpoints.values() for voice in pipe.model.config.voices]
+        self.voices = list(dict.fromkeys(voices))
+
+    def play(
+        self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
+    ) -> Iterator[tuple[bytes | None, Audio | None, Image.Image]]:
+        """For the page: a chunk for the player, the recording once it is complete, and the picture as it grows."""
+        for chunk, speech in self._speak(True, text, voice, reference, **inputs):
+            yield to_wav(chunk, speech.rate) if can_play() else None, None, speech.picture()
+        yield None, speech.recording(), speech.picture()
+
+    def stream(
+        self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
+    ) -> Iterator[Audio]:
+        """Speaks a text and gives the audio in chunks, each as soon as it is there."""
+        for chunk, speech in self._speak(True, text, voice, reference, **inputs):
+            yield speech.rate, to_int16(chunk)
+
+    def speak(
+        self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
+    ) -> tuple[Audio, Image.Image]:
+        """Speaks a text with a built-in voice or, where a clip is given, with the voice of the clip."""
+        *_, (_, speech) = self._speak(False, text, voice, reference, **inputs)
+        return speech.recording(), speech.picture()
+
+    def compare(
+        self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
+    ) -> Iterator[list[Audio | Image.Image | None]]:
+        """Speaks a text with every checkpoint, one after the other, with the same seed and settings.
+
+        Gives a recording and a picture for each; those of a checkpoint whose speech fails stay empty.
+        """
+        request = build_request(text, voice, reference, **inputs)
+        results: list[Audio | Image.Image | None] = [None] * (2 * len(self.checkpoints))
+        for index, (name, pipe) in enumerate(self.checkpoints.items()):
+            try:
+                with readable_errors():
+                    *_, (_, speech) = speak(name, pipe, request, streamed=False)
+            except gr.Error as error:
+                # One that finds no end, say, is a result of the comparison too; bad input is bad for all.
+                if not isinstance(error.__cause__, RuntimeError):
+                    raise
+                gr.Warning(f"{name}: {error.message}")
+            else:
+                results[2 * index : 2 * index + 2] = [speech.recording(), speech.picture()]
+            yield results
+
+    def _speak(
+        self,
+        streamed: bool,
+        text: str,
+        voice: str | None,
+        reference: str | None,
+        checkpoint: str | None = None,
+        **inputs: Any,
+    ) -> Iterator[tuple[np.ndarray, Speech]]:
+        name = checkpoint or next(iter(self.checkpoints))
+        request = build_request(text, voice, reference, **inputs)
+        pipe = self.checkpoints[name]
+        with readable_errors():
+            for note in left_out(pipe, request.text):
+                gr.Warning(note)
+            yield from speak(name, pipe, request, streamed)
+
+
+def build_request(
+    text: str | None,
+    voice: str | None,
+    reference: str | None,
+    transcript: str | None = None,
+    seed: int | None = None,
+    **inputs: float,
+) -> Request:
+    """What the page's fields ask for; an empty seed is drawn. Raises gr.Error for what is too long or contradictory."""
+    settings = {SETTINGS[name]: value for name, value in inputs.items()}
+    settings["seed"] = secrets.randbelow(MAX_SEED) if seed is None else seed
+    with readable_errors():
+        return Request(text or "", voice, reference, (transcript or "").strip(), settings)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Shows the message of a ValueError or a RuntimeError to the user."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        # A ValueError is about the input; of anything else the log should tell where it comes from.
+        raise gr.Error(str(error), print_exception=not isinstance(error, ValueError)) from error
+
+
+def can_play() -> bool:
+    """Whether Gradio can encode a stream for browsers. Without ffmpeg one listens to the recording."""
+    return shutil.which("ffmpeg") is not None
+
+
+def build_demo(*sources: str) -> gr.Blocks:
+    """The demo of one or several checkpoints: each a folder or a name on the Hub, by itself or as NAME=FOLDER.
+
+    Without any, those that the environment names, else this repository's small English model. Where the e2e_tts package
+    is missing, the code in the folders is run (trust_remote_code): name only models whose authors you trust.
 
     Raises FileNotFoundError where no model is named and the default is missing.
     """
-    speaker = pipeline("text-to-speech", model=str(model_path or find_model()), trust_remote_code=True)
-    trace = record_generation(speaker.model)
-
-    def speak(
-        text: str,
-        transcript: str,
-        seed: int | None,
-        speed: float,
-        guidance: float,
-        steps: int,
-        temperature: float,
-        voice: str | None = None,
-        reference: str | None = None,
-    ) -> tuple[tuple[int, np.ndarray], Image.Image]:
-        """Speaks a text with a built-in voice or, where a clip is given, with the voice of the clip."""
-        text, transcript = text or "", (transcript or "").strip()
-        for name, value in (("text", text), ("transcript", transcript)):
-            if len(value) > MAX_CHARACTERS:
-                message = f"The {name} has {len(value)} characters, more than the {MAX_CHARACTERS} allowed; shorten it."
-                raise gr.Error(message, print_exception=False)
-        if transcript and reference is None:
-            raise gr.Error("There is a transcript but no reference clip; add the clip.", print_exception=False)
-        source = {"voice": voice} if reference is None else {"reference_audio": reference}
-        try:
-            report_left_out(speaker, text)
-            speech = speaker(
-                text,
-                **source,
-                reference_text=transcript or None,
-                seed=seed,
-                speed=speed,
-                guidance=guidance,
-                num_steps=steps,
-                temperature=temperature,
-            )
-        except (ValueError, RuntimeError) as error:
-            # A ValueError is about the input; of anything else the log should tell where it comes from.
-            raise gr.Error(str(error), print_exception=not isinstance(error, ValueError)) from error
-        # Given floats, Gradio would raise every utterance to full scale.
-        samples = (speech["audio"].clip(-1.0, 1.0) * 32767).astype(np.int16)
-        return (speech["sampling_rate"], samples), draw_speech(speaker.model, **trace)
-
-    return lay_out(speak, list(speaker.model.config.voices))
-
-
-def find_model() -> Path:
-    """The first default model that is there. Raises FileNotFoundError."""
-    for folder in DEFAULT_MODELS:
-        if (folder / "config.json").is_file():
-            return folder
-    looked = " or ".join(str(folder) for folder in DEFAULT_MODELS)
-    raise FileNotFoundError(f"There is no model in {looked}. Name one: python app.py --model FOLDER_OR_HUB_NAME")
-
-
-def record_generation(model: PreTrainedModel) -> dict[str, np.ndarray]:
-    """Lets `model.generate` note mel (T_mel, n_mels) and codes (T, D) of its last utterance in the returned dictionary.
-
-    The pipeline returns audio only. One utterance is spoken at a time (see `lay_out`), so nothing is mixed up.
-    """
-    generate = model.generate
-    trace: dict[str, np.ndarray] = {}
-
-    def generate_and_note(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        output = generate(*args, **kwargs)
-        mask = output["mask"][0]
-        codes = model.lm.quantizer.indices_to_codes(output["ids"][0][mask])
-        mel = output["mel"][0, : len(codes) * model.config.decoder_config.frames_per_token]
-        trace.update(mel=mel.float().cpu().numpy(), codes=codes.float().cpu().numpy())
-        return output
-
-    model.generate = generate_and_note
-    return trace
-
-
-def report_left_out(speaker: Any, text: str) -> None:
-    """Shows what the text frontend warns about, such as words it cannot speak. Raises its ValueError."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        speaker.processor.text_frontend(text)
-    for note in notes:
-        gr.Warning(str(note.message))
-
-
-def lay_out(speak: Any, voices: list[str]) -> gr.Blocks:
-    """The page around `speak`."""
-    with gr.Blocks(title="End-to-end text-to-speech", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    demo = Demo(list(sources) or find_sources())
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row():
             with gr.Column():
-                text = gr.Textbox(
-                    label="Text",
-                    info=f"English, up to {MAX_CHARACTERS} characters",
-                    value=EXAMPLES[0],
-                    lines=3,
-                    max_length=MAX_CHARACTERS,
-                )
-                voice = gr.Dropdown(
-                    voices, value=voices[0] if voices else None, label="Built-in voice", visible=bool(voices)
-                )
-                with gr.Accordion("A voice of your own" if voices else "Voice", open=not voices):
-                    reference = gr.Audio(
-                        label="Reference clip, a few seconds of clear speech; it replaces the built-in voice",
-                        sources=["upload", "microphone"],
-                        type="filepath",
-                    )
-                    transcript = gr.Textbox(
-                        "",
-                        label="What the clip says (optional)",
-                        info="If given, the speech continues the clip and takes over its manner of speaking",
-                        max_length=MAX_CHARACTERS,
-                    )
-                    gr.Markdown("Use only your own voice, or one whose owner has agreed.")
-                with gr.Accordion("Advanced", open=False):
-                    seed = gr.Number(
-                        0, label="Seed", info="Empty: a new one each time", precision=0, minimum=0, maximum=2**31 - 1
-                    )
-                    speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label="Speed")
-                    guidance = gr.Slider(
-                        0.0,
-                        3.0,
-                        0.7,
-                        step=0.1,
-                        label="Guidance",
-                        info="How closely the decoder follows tokens and voice",
-                    )
-                    steps = gr.Slider(1, 32, 10, step=1, precision=0, label="Steps", info="More are slower and cleaner")
-                    temperature = gr.Slider(
-                        0.0,
-                        1.5,
-                        1.0,
-                        step=0.05,
-                        label="Temperature",
-                        info="Of the tokens; 0 always takes the likeliest",
-                    )
-                button = gr.Button("Speak", variant="primary")
+                inputs = lay_out_inputs(demo)
+                with gr.Row():
+                    button = gr.Button("Speak", variant="primary", scale=3)
+                    stop = gr.Button("Stop", scale=1)
+                gr.Examples([[example] for example in EXAMPLES], inputs["text"], cache_examples=False)
             with gr.Column():
-                audio = gr.Audio(label="Speech", interactive=False, format="wav")
-                picture = gr.Image(label="Mel and speech tokens", interactive=False, format="png")
-                gr.Examples([[example] for example in EXAMPLES], text, cache_examples=False)
-        gr.on(
-            [button.click, text.submit],
-            speak,
-            inputs=[text, transcript, seed, speed, guidance, steps, temperature, voice, reference],
-            outputs=[audio, picture],
-            api_name="speak",
-            concurrency_limit=1,
+                live = gr.Audio(
+                    label="Live, while it is being made",
+                    streaming=True,
+                    autoplay=True,
+                    visible=can_play(),
+                    elem_id="live",
+                    buttons=[],
+                )
+                audio, picture = lay_out_result("Recording", "recording")
+        chunk = gr.Audio(label="Chunk", visible=False, format="wav")
+        speaking = gr.on(
+            [button.click, inputs["text"].submit],
+            demo.play,
+            inputs_kwargs=inputs,
+            outputs=[live, audio, picture],
+            api_visibility="private",
+            show_progress_on=[picture],
+            **TURN,
         )
-    return demo.queue(max_size=MAX_QUEUE)
+        events = [speaking]
+        # Endpoints of programs alone: without the player, whose stream is made for browsers.
+        gr.on([], demo.speak, inputs_kwargs=inputs, outputs=[audio, picture], api_name="speak", **TURN)
+        gr.on([], demo.stream, inputs_kwargs=inputs, outputs=[chunk], api_name="stream", **TURN)
+        if len(demo.checkpoints) > 1:
+            events.append(lay_out_comparison(demo, inputs))
+        stop.click(None, cancels=events)
+    return page.queue(max_size=MAX_QUEUE)
 
 
-def draw_speech(model: PreTrainedModel, mel: np.ndarray, codes: np.ndarray) -> Image.Image:
-    """Mel (T_mel, n_mels) above codes (T, D), one row a dimension of the code, over a common axis in seconds."""
-    spec = model.config.decoder_config.mel
-    seconds = len(mel) * spec["hop_length"] / spec["sampling_rate"]
-    left, top, width, mel_height, row, gap = 64, 28, 920, 280, 24, 32
-    code_top = top + mel_height + gap
-    bottom = code_top + row * codes.shape[1]
-    image = Image.new("RGB", (left + width + 24, bottom + 28), PAPER)
-    # What lies 10 nepers below the loudest is black: silence would take most of the colours otherwise.
-    panels = (
-        (((mel.T - mel.max()) / 10.0 + 1.0)[::-1], top, mel_height),
-        ((codes.T + 1.0) / 2.0, code_top, bottom - code_top),
+def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
+    """The fields by the names that they have in the API."""
+    names, voices = list(demo.checkpoints), demo.voices
+    text = gr.Textbox(
+        label="Text", info=f"Up to {MAX_CHARACTERS} characters", value=EXAMPLES[0], lines=3, max_length=MAX_CHARACTERS
     )
-    for values, y, height in panels:
-        image.paste(Image.fromarray(colour(values)).resize((width, height), Image.Resampling.NEAREST), (left, y))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
+    checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1)
+    # Any text is let through to `Request`, which says what there is instead.
+    voice = gr.Dropdown(
+        voices,
+        value=voices[0] if voices else None,
+        label="Built-in voice",
+        visible=bool(voices),
+        allow_custom_value=True,
+    )
+    with gr.Accordion("A voice of your own" if voices else "Voice", open=not voices):
+        reference = gr.Audio(
+            label="Reference clip, a few seconds of clear speech; it replaces the built-in voice",
+            sources=["upload", "microphone"],
+            type="filepath",
+            elem_id="reference",
+        )
+        transcript = gr.Textbox(
+            "",
+            label="What the clip says (optional)",
+            info="If given, the speech continues the clip and takes over its manner of speaking",
+            max_length=MAX_CHARACTERS,
+        )
+        gr.Markdown("Use only your own voice, or one whose owner has agreed.")
+    with gr.Accordion("Advanced", open=False):
+        with gr.Row():
+            seed = gr.Number(
+                0, label="Seed", info="Empty: a new one each time", precision=0, minimum=0, maximum=MAX_SEED
+            )
+            speed = gr.Slider(0.5, 2.0, 1.0, step=0.05, label="Speed", info="2 is twice as fast")
+        with gr.Row():
+            guidance = gr.Slider(
+                0.0, 3.0, 0.7, step=0.1, label="Guidance", info="How closely sound follows tokens and voice"
+            )
+            steps = gr.Slider(1, 32, 10, step=1, precision=0, label="Steps", info="More are slower and cleaner")
+        with gr.Row():
+            temperature = gr.Slider(
+                0.0, 1.5, 1.0, step=0.05, label="Temperature", info="Of the tokens; 0 takes the likeliest"
+            )
+            top_k = gr.Slider(1, 100, 25, step=1, precision=0, label="Top k", info="So many likeliest tokens")
+            top_p = gr.Slider(0.05, 1.0, 0.8, step=0.05, label="Top p", info="As many as make up this probability")
+    fields = {"text": text, "voice": voice, "reference": reference, "transcript": transcript, "seed": seed}
+    fields |= {"speed": speed, "guidance": guidance, "steps": steps, "temperature": temperature}
+    return fields | {"top_k": top_k, "top_p": top_p, "checkpoint": checkpoint}
 
-    def write(x: float, y: float, label: str, anchor: str) -> None:
-        draw.text((x, y), label, fill=INK, font=font, anchor=anchor)
 
-    write(left, top - 6, f"mel: {len(mel)} frames, {mel.shape[1]} bands", "ls")
-    write(left, code_top - 6, f"speech tokens: {len(codes)}, {len(codes) / seconds:g} a second", "ls")
-    write(left - 8, top, f"{spec['f_max'] / 1000:g} kHz", "rt")
-    write(left - 8, top + mel_height, f"{spec['f_min'] / 1000:g}", "rb")
-    for index in range(codes.shape[1]):
-        write(left - 8, code_top + row * (index + 0.5), f"code {index + 1}", "rm")
-    step = next((step for step in (0.1, 0.2, 0.5, 1.0, 2.0) if seconds / step <= 12), 5.0)
-    for tick in range(int(seconds / step) + 1):
-        x = left + width * tick * step / seconds
-        draw.line([(x, bottom), (x, bottom + 5)], fill=INK)
-        write(x, bottom + 8, f"{tick * step:g}{' s' if tick == 0 else ''}", "ma")
-    return image
+def lay_out_result(label: str, elem_id: str | None = None) -> tuple[gr.Audio, gr.Image]:
+    audio = gr.Audio(
+        label=label,
+        interactive=False,
+        format="wav",
+        buttons=["download"],
+        waveform_options=gr.WaveformOptions(show_recording_waveform=False),
+        elem_id=elem_id,
+    )
+    # It carries its own labels, which Gradio's would cover.
+    picture = gr.Image(
+        label="Mel and speech tokens", show_label=False, interactive=False, format="png", buttons=["fullscreen"]
+    )
+    return audio, picture
 
 
-def colour(values: np.ndarray) -> np.ndarray:
-    """Values (H, W), cut to 0 .. 1, as uint8 colours (H, W, 3)."""
-    points = np.linspace(0.0, 1.0, len(PALETTE))
-    channels = [np.interp(values, points, PALETTE[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+def lay_out_comparison(demo: Demo, inputs: dict[str, gr.components.Component]) -> Any:
+    """A button and a column for each checkpoint; returns the event."""
+    note = "The same text, voice and seed through every checkpoint, all with the vocoder of the first"
+    if demo.own_vocoder:
+        note += f" but {', '.join(demo.own_vocoder)}, whose mel it does not fit"
+    gr.Markdown(f"## Side by side\n{note}.")
+    button = gr.Button("Compare the checkpoints")
+    with gr.Row():
+        results = []
+        for name in demo.checkpoints:
+            with gr.Column(min_width=240):
+                results += lay_out_result(name)
+    inputs = {name: component for name, component in inputs.items() if name != "checkpoint"}
+    return button.click(demo.compare, inputs_kwargs=inputs, outputs=results, api_name="compare", **TURN)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--model",
-        help="folder or Hub name of a model; default: model_cards/small-en, or the folder model beside this file",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="folders or Hub names of models, the first one's vocoder for all; several are compared side by side "
+        f"(default: those in the variable {VARIABLE}, with commas between them, else model_cards/small-en, else the "
+        "folder model beside this file)",
     )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     arguments = parser.parse_args()
-    build_demo(arguments.model).launch(server_port=arguments.port, max_file_size=MAX_UPLOAD)
+    build_demo(*arguments.model).launch(server_port=arguments.port, max_file_size=MAX_UPLOAD)
 
 
 if __name__ == "__main__":
