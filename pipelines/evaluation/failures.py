@@ -1,6 +1,7 @@
 """When speech has failed: silence, a sound far too long for its text, a lost end, repeated words."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ class FailureLimits:
     """When a clip counts as failed. The defaults let almost all natural recordings of read speech pass.
 
     A clip is silent if its peak is below `silence_peak` or its root mean square below `silence_rms` (full scale is 1).
-    It is over-long if it lasts more than `base_seconds` plus `seconds_per_letter` for each letter or digit of its text.
+    It is over-long if it lasts more than `base_seconds` plus `seconds_per_letter` for each letter or digit of its text,
+    or `seconds_per_syllable` where a character is a syllable (Han, kana, Hangul).
     It is cut off if the last word that was heard is right, and at least `cut_off_words` words after it were not heard.
     It repeats itself if at least `repeated_words` more words than in the text merely repeat what was just said. A
     recogniser drops or doubles single words of good speech too, which is why one word does not count.
@@ -33,6 +35,7 @@ class FailureLimits:
     silence_rms: float = 3e-4
     base_seconds: float = 3.0
     seconds_per_letter: float = 0.15
+    seconds_per_syllable: float = 0.4
     cut_off_words: int = 2
     repeated_words: int = 3
 
@@ -43,8 +46,11 @@ class FailureLimits:
     def sound_flags(self, peak: float, rms: float, seconds: float, text: str) -> list[str]:
         """The same from what `loudness` returns and the duration in seconds."""
         flags = [SILENCE] if self.is_silent(peak, rms) else []
-        letters = sum(character.isalnum() for character in text)
-        if seconds > self.base_seconds + self.seconds_per_letter * letters:
+        letters = [character for character in text if character.isalnum()]
+        # East Asian scripts are the wide ones ("W"); full-width Latin letters ("F") remain letters.
+        syllables = sum(unicodedata.east_asian_width(character) == "W" for character in letters)
+        expected = self.seconds_per_letter * (len(letters) - syllables) + self.seconds_per_syllable * syllables
+        if seconds > self.base_seconds + expected:
             flags.append(OVER_LONG)
         return flags
 

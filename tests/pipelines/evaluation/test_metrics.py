@@ -119,6 +119,10 @@ def test_silence_and_length():
     assert limits.flags(noise * 1e-3, 16000, "Hello.") == ["silence"]
     assert limits.flags(np.tile(noise, 5), 16000, "Hello.") == ["over_long"]
     assert loudness(noise[:0]) == (0.0, 0.0)
+    # A Mandarin sentence read slowly, at 3.5 characters a second, is not too long; at one a second it is.
+    mandarin = "他昨天下午在图书馆里安安静静地读完了一本关于中国古代建筑历史的书籍。"
+    assert limits.sound_flags(0.5, 0.1, 33 / 3.5, mandarin) == []
+    assert limits.sound_flags(0.5, 0.1, 33.0, mandarin) == ["over_long"]
 
 
 @pytest.mark.parametrize(
