@@ -16,7 +16,7 @@ from .html_report import Sources, write_html
 from .judge_interface import Judge
 from .judges import AUTO, hub_has, load_normaliser, load_quality_judge, load_recogniser, load_speaker_judge
 from .judging import RECORDING, SPEECH, JudgedClip, Judges, SpeakerReferences, judge_clips
-from .options import NONE, EvaluationOptions, parse_pairs
+from .options import NONE, EvaluationOptions, parse_pairs, parse_settings
 from .report import EvaluationReport
 from .results_folder import ResultsFolder, fingerprint, fingerprint_files
 from .summary import Statistics, summarise
@@ -61,7 +61,7 @@ def run_evaluation(
             options.continue_prompt,
             options.batch_size,
             options.seed,
-            parse_pairs(options.sampling, "sampling"),
+            parse_settings(options.sampling, "sampling"),
         )
         load_speaker = load_speaker or (lambda: _load_speaker(options, synthesis))
         spoken = synthesise(utterances, folder, load_speaker, synthesis)
@@ -108,21 +108,20 @@ def run_evaluation(
 
 
 def read_test_set(options: EvaluationOptions) -> UtteranceSet:
-    """The test set that the options name, cut to their limit. Raises ValueError if no row of it can be used."""
+    """The test set that the options name, read up to their limit. Raises ValueError if no row of it can be used."""
     if options.test_list is not None:
-        result, place = read_list(options.test_list), options.test_list
+        result, place = read_list(options.test_list, options.limit), options.test_list
     else:
         columns = parse_pairs(options.columns, "columns")
         if unknown := sorted(columns.keys() - Columns.__dataclass_fields__.keys()):
             known = ", ".join(Columns.__dataclass_fields__)
             raise ValueError(f"--columns knows {known}, not {', '.join(unknown)}.")
-        filters = {key: str(value) for key, value in parse_pairs(options.filters, "filters").items()}
         place = str(options.dataset)
-        result = read_dataset(place, options.split, Columns(**columns), filters)
+        filters = parse_pairs(options.filters, "filters")
+        result = read_dataset(place, options.split, Columns(**columns), filters, options.limit)
     if not result.utterances:
         reasons = "; ".join(f"{row.place}: {row.reason}" for row in result.refused[:3])
         raise ValueError(f"{place} has no row that can be used{': ' + reasons if reasons else ''}.")
-    result.utterances = result.utterances[: options.limit]
     return result
 
 
@@ -131,7 +130,7 @@ def load_judges(options: EvaluationOptions) -> Judges:
     with a remark; everything else that is missing raises ImportError or OSError."""
     judges = Judges()
     if options.recogniser != NONE:
-        extra = parse_pairs(options.recogniser_options, "recogniser_options")
+        extra = parse_settings(options.recogniser_options, "recogniser_options")
         judges.recogniser = load_recogniser(options.recogniser, language=options.language, **extra)
     roles: tuple[tuple[str, str, Callable[[str], Judge]], ...] = (
         ("speaker", options.speaker_judge, load_speaker_judge),

@@ -1,14 +1,15 @@
 """The settings of an evaluation: the fields are the command line's arguments."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import yaml
 
 from .judges import AUTO
 
 NONE = "none"
 NORMALISER_OF_LANGUAGE = {"en": "seed-tts-en", "zh": "seed-tts-zh"}
+_SET_BY_OPTIONS = ("voice", "seed", "batch_size", "reference_audio", "reference_text", "sampling_rate", "transcribe")
+"""Settings of the pipeline that other options and the test set decide."""
 _NOT_SETTINGS = ("output_dir", "device", "samples", "resamples", "bootstrap_seed")
 """What may change when an evaluation continues: it does not change what was spoken or judged."""
 
@@ -78,6 +79,10 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}.")
+        if self.dataset is None and (self.columns or self.filters):
+            raise ValueError("--columns and --filters are for --dataset; a list has neither.")
+        if taken := sorted(parse_settings(self.sampling, "sampling").keys() & set(_SET_BY_OPTIONS)):
+            raise ValueError(f"--sampling cannot set {', '.join(taken)}: the test set or an option of its own does.")
         if self.audio is not None and (self.voice or self.continue_prompt or self.sampling):
             raise ValueError("--voice, --continue_prompt and --sampling steer a checkpoint; --audio has none.")
         if self.voice is not None and self.continue_prompt:
@@ -98,12 +103,23 @@ class EvaluationOptions:
         return values | {"normaliser": self.normaliser_name}
 
 
-def parse_pairs(pairs: list[str], option: str) -> dict[str, Any]:
-    """["beam_size=1"] -> {"beam_size": 1}. Raises ValueError, naming the option, for what has another form."""
+def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:
+    """["source=NAME"] -> {"source": "NAME"}. Raises ValueError, naming the option, for what has another form."""
     result = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key:
             raise ValueError(f"--{option} takes NAME=VALUE, got {pair!r}.")
-        result[key.strip()] = yaml.safe_load(value)
+        result[key.strip()] = value.strip()
+    return result
+
+
+def parse_settings(pairs: list[str], option: str) -> dict[str, Any]:
+    """The same for settings: what is a number, true, false or null in JSON becomes one, the rest stays text."""
+    result: dict[str, Any] = {}
+    for key, value in parse_pairs(pairs, option).items():
+        try:
+            result[key] = json.loads(value)
+        except ValueError:
+            result[key] = value
     return result

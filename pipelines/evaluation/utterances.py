@@ -55,13 +55,19 @@ class UtteranceSet:
 
 
 class _Gatherer:
-    """Checks rows one by one. Clips are decoded once, because a header says little about what follows it."""
+    """Checks rows one by one until `limit` can be used. Clips are decoded once, because a header says little about
+    what follows it."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self.result = UtteranceSet()
+        self.limit = limit
         self._names: dict[str, str] = {}
         self._problems: dict[str, str | None] = {}
         self._seconds: dict[str, float] = {}
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.result.utterances) == self.limit
 
     def refuse(self, place: str, content: str, reason: str) -> None:
         self.result.refused.append(RefusedRow(place, _shorten(content), reason))
@@ -99,21 +105,24 @@ class _Gatherer:
         return self._problems[clip.label]
 
 
-def read_list(path: str | Path) -> UtteranceSet:
+def read_list(path: str | Path, limit: int | None = None) -> UtteranceSet:
     """Reads `name|prompt text|prompt wav|text[|reference wav]` lines in UTF-8; wavs are relative to the list.
 
     The two prompt fields may be empty. Empty lines, lines of another form, names that come again, texts with nothing to
-    say and prompts that cannot be decoded are refused. Raises ValueError if there is no such file.
+    say and prompts that cannot be decoded are refused. Nothing is read beyond the first `limit` rows that can be used.
+    Raises ValueError if there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no list {path}.")
-    gather = _Gatherer()
+    gather = _Gatherer(limit)
     # Read as bytes: one line in another encoding must not hide all the others.
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if not lines[-1]:
         lines.pop()
     for number, line in enumerate(lines, start=1):
+        if gather.is_full:
+            break
         place = f"line {number}"
         try:
             content = line.decode("utf-8").strip()
@@ -147,21 +156,25 @@ class Columns:
     prompt_text: str = "prompt_text"
 
 
-def read_dataset(source: str, split: str, columns: Columns, filters: dict[str, str] | None = None) -> UtteranceSet:
+def read_dataset(
+    source: str, split: str, columns: Columns, filters: dict[str, str] | None = None, limit: int | None = None
+) -> UtteranceSet:
     """Reads a folder that `save_to_disk` wrote, or whatever `datasets.load_dataset` loads by that name.
 
     Audio columns are read undecoded: paths, or {"bytes", "path"}. `filters` keeps rows whose columns have these values.
-    A data set saved without splits is filtered by its column "split" if it has one. Raises ValueError for a data set or
-    split that cannot be loaded, and for missing columns.
+    A data set saved without splits is filtered by its column "split" if it has one. No audio is read beyond the first
+    `limit` rows that can be used. Raises ValueError for a data set or split that cannot be loaded, and for missing
+    columns.
     """
     from datasets import Audio, DatasetDict, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
 
     try:
         saved = Path(source).is_dir() and any(
             (Path(source) / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")
         )
         data = load_from_disk(source) if saved else load_dataset(source, split=split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"The data set {source} (split {split}) cannot be loaded: {error}") from error
     if isinstance(data, DatasetDict):
         if split not in data:
@@ -173,8 +186,10 @@ def read_dataset(source: str, split: str, columns: Columns, filters: dict[str, s
     for column in (columns.reference, columns.prompt):
         if column in data.column_names and isinstance(data.features[column], Audio):
             data = data.cast_column(column, Audio(decode=False))
-    gather = _Gatherer()
+    gather = _Gatherer(limit)
     for index in _matching(data, filters):
+        if gather.is_full:
+            break
         row = data[index]
         text, name = row.get(columns.text), row.get(columns.name)
         place = f"row {index}"

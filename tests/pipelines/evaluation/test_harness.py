@@ -19,7 +19,7 @@ from evaluation_doubles import (
 
 from e2e_tts.pipelines.evaluation import harness
 from e2e_tts.pipelines.evaluation.judging import Judges
-from e2e_tts.pipelines.evaluation.options import EvaluationOptions
+from e2e_tts.pipelines.evaluation.options import EvaluationOptions, parse_pairs, parse_settings
 
 TEXTS = {
     "one": "Birds sing.",
@@ -230,6 +230,15 @@ def test_similarity_to_a_folder_of_the_speakers_recordings(folder):
         harness.run_evaluation(options(folder, **settings), judges=judges())
 
 
+def test_pairs_stay_text_and_settings_are_read():
+    # Names such as 0011 and no are not what YAML takes them for.
+    assert parse_pairs(["speaker=0011", "language = no"], "filters") == {"speaker": "0011", "language": "no"}
+    values = parse_settings(["top_p=9e-1", "beam_size=2", "cache_folder=/tmp/a=b", "language=no"], "recogniser_options")
+    assert values == {"top_p": 0.9, "beam_size": 2, "cache_folder": "/tmp/a=b", "language": "no"}
+    with pytest.raises(ValueError, match="--filters takes NAME=VALUE"):
+        parse_pairs(["source"], "filters")
+
+
 class Page(HTMLParser):
     """Collects the addresses that a page asks for, and the tags that are left open."""
 
@@ -298,6 +307,8 @@ def test_a_recogniser_that_refuses_everything_ends_the_run(folder):
         ({"voice": "anna"}, "steer a checkpoint"),
         ({"language": "de"}, "name one with --normaliser"),
         ({"normaliser": "englisch"}, "Did you mean 'english'"),
+        ({"filters": ["source=a"]}, "are for --dataset"),
+        ({"sampling": ["voice=anna", "seed=3"]}, "cannot set seed, voice"),
         ({"audio": "nowhere"}, "not a folder"),
         ({"recogniser": "whisper-base-ofline"}, "Did you mean 'whisper-base-offline'"),
         ({"recogniser": "none", "speaker_judge": "resemblizer"}, "resemblyzer"),

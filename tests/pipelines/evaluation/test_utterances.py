@@ -8,6 +8,7 @@ import soundfile
 from datasets import Dataset
 from evaluation_doubles import RATE, tone, write
 
+from e2e_tts.pipelines.evaluation import utterances
 from e2e_tts.pipelines.evaluation.audio_files import read_recording
 from e2e_tts.pipelines.evaluation.utterances import Columns, read_dataset, read_list
 
@@ -99,6 +100,25 @@ def test_a_data_set_may_be_a_file_of_json_lines(tmp_path):
     Dataset.from_list([{"text": "Hello.", "audio": str(tmp_path / "a.wav")}]).to_json(str(path / "test.jsonl"))
     (item,) = read_dataset(str(path), "test", Columns()).utterances
     assert item.name == "0" and read_recording(item.reference.source)[0].size == RATE
+
+
+def test_nothing_is_read_beyond_the_limit(folder, saved, monkeypatch):
+    read = []
+    monkeypatch.setattr(utterances, "read_recording", lambda source: read.append(source) or read_recording(source))
+    lines = ["one|||Hello.", "", *(f"{name}||wavs/prompt.wav|Hello.|wavs/{name}.wav" for name in ("reference", "x"))]
+    (folder / "set.lst").write_text("\n".join(lines), encoding="utf-8")
+    result = read_list(folder / "set.lst", limit=2)
+    assert [item.name for item in result.utterances] == ["one", "reference"] and len(read) == 2
+    assert [row.place for row in result.refused] == ["line 2"]
+    read.clear()
+    assert [item.name for item in read_dataset(saved, "test", Columns(), limit=1).utterances] == ["a"]
+    assert len(read) == 1
+
+
+def test_a_damaged_data_set_is_said_in_words(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"text": "a"}\n{bad\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        read_dataset(str(tmp_path), "test", Columns())
 
 
 def test_what_a_data_set_lacks_is_named(saved):
