@@ -1,7 +1,5 @@
-"""The pipeline, long texts, releases with voices, and the command line."""
+"""The pipeline, long texts, and releases with voices."""
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoModel, pipeline
 
 from e2e_tts.modeling import TextToSpeechProcessor
-from e2e_tts.pipelines import TextToSpeechPipeline, cli, load_pipeline
+from e2e_tts.pipelines import TextToSpeechPipeline, load_pipeline
 from e2e_tts.pipelines import release as releasing
 from e2e_tts.pipelines.long_text import MAX_CHARACTERS, speak_long, split_text
 
@@ -250,66 +248,3 @@ def test_release_refuses_weights_that_overflow(tiny_model, processor, tmp_path):
     model.lm.end_head.bias.data.fill_(1e6)
     with pytest.raises(ValueError, match=r"lm\.end_head\.bias"):
         releasing.save_release(model, processor, tmp_path)
-
-
-# ---- the command line
-
-
-def test_command_speaks_to_a_file(folder, tmp_path, capsys, monkeypatch):
-    output = tmp_path / "out.wav"
-    text = "The first sentence is this one. The second sentence comes after it."
-    options = ["--model", str(folder), "-o", str(output), "--seed", "1", "--voice", "ben", "--steps", "2"]
-    assert cli.main(["speak", text, *options]) == 0
-    audio, rate = soundfile.read(output)
-    assert rate == 16000 and len(audio) > 0.3 * rate
-    assert "[2/2] The second" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "stdin", type("Input", (), {"read": staticmethod(lambda: text)}))
-    assert cli.main(["speak", "-", *options, "-q"]) == 0
-    assert np.array_equal(soundfile.read(output)[0], audio) and capsys.readouterr().err == ""
-    assert cli.main(["speak", "Hello.", *options[:4], "--reference", str(output), "--guidance", "0"]) == 0
-
-
-def test_command_lists_voices(folder, capsys, monkeypatch, tmp_path):
-    assert cli.main(["speak", "--list-voices", "--model", str(folder)]) == 0
-    assert capsys.readouterr().out.split() == list(json.loads((folder / "config.json").read_text())["voices"])
-    shipped = tmp_path / cli.DEFAULT_MODEL
-    shipped.parent.mkdir()
-    shipped.symlink_to(folder)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "elsewhere" / "pipelines" / "cli.py"))
-    assert cli.main(["speak", "--list-voices"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Nothing to speak"),
-        ([" "], "empty"),
-        (["?!"], "can be spoken"),
-        (["Hello.", "--voice", "carl"], "anna"),
-        (["Hello.", "--reference", "missing.wav"], "missing.wav"),
-        (["Hello.", "--speed", "9"], "speed"),
-        (["Hello.", "-o", "out.xyz"], ".wav"),
-        (["Hello.", "-o", "no/such/folder/out.wav"], "no/such/folder"),
-        (["Hello.", "--model", "nowhere"], "nowhere"),
-    ],
-)
-def test_command_errors_take_one_line(folder, tmp_path, capsys, monkeypatch, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["speak", "--model", str(folder), *arguments]) == 1
-    error = capsys.readouterr().err.strip().split("\n")[-1]
-    assert error.startswith("error: ") and message in error
-
-
-def test_command_without_any_model(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "pipelines" / "cli.py"))
-    assert cli.main(["speak", "Hello."]) == 1
-    assert "--model DIR" in capsys.readouterr().err
-
-
-def test_help_teaches(capsys):
-    for arguments in (["--help"], ["speak", "--help"]):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
-        assert stop.value.code == 0 and 'e2e-tts speak "Hello' in capsys.readouterr().out
