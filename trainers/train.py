@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModel, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import logging
 
@@ -57,7 +58,14 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
                 f"arguments.{name} needs a GPU: on a CPU half precision is slower than float32 and gives other losses. "
                 f"Set arguments.{name}=false."
             )
-    settings.setdefault("report_to", "none")
+    trackers = settings.setdefault("report_to", "none")
+    for name in [trackers] if isinstance(trackers, str) else trackers:
+        installed = get_available_reporting_integrations()
+        if name not in ("none", "all", *installed):
+            raise RecipeError(
+                f"arguments.report_to: {name} is not installed, only {installed} are. TensorBoard comes with "
+                "pip install 'e2e-tts[track]'."
+            )
     return TrainingArguments(output_dir, remove_unused_columns=False, **settings)
 
 
