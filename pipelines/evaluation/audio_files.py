@@ -29,6 +29,11 @@ def read_recording(source: str | Path | bytes) -> tuple[np.ndarray, int]:
     return waveform, sampling_rate
 
 
+def list_recordings(folder: Path) -> list[Path]:
+    """The recordings of a folder, by name; none if there is no such folder."""
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+
+
 def find_recording(folder: Path, name: str) -> Path | None:
     """The file of a folder that is called `name`, its suffix optional; None if there is none."""
     candidates = [folder / name, *(folder / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .audio_files import AUDIO_SUFFIXES, find_recording
+from .audio_files import AUDIO_SUFFIXES, find_recording, list_recordings
 from .failures import FailureLimits
 from .html_report import Sources, write_html
 from .judge_interface import Judge
@@ -18,7 +18,7 @@ from .judges import AUTO, hub_has, load_normaliser, load_quality_judge, load_rec
 from .judging import RECORDING, SPEECH, JudgedClip, Judges, SpeakerReferences, judge_clips
 from .options import NONE, EvaluationOptions, parse_pairs, parse_settings
 from .report import EvaluationReport
-from .results_folder import ResultsFolder, fingerprint, fingerprint_files
+from .results_folder import ResultsFolder, fingerprint, fingerprint_clip, fingerprint_files, write_text
 from .summary import Statistics, summarise
 from .synthesis import Speaker, SynthesisSettings, synthesise
 from .utterances import Columns, Utterance, UtteranceSet, read_dataset, read_list
@@ -47,6 +47,8 @@ def run_evaluation(
     settings = {**options.settings(), "judges": judges.describe(), "test_set": _fingerprint(utterances)}
     if options.model is not None and load_speaker is None:
         settings["model_version"] = model_version(options.model)
+    if options.speaker_recordings is not None:
+        settings["speaker_recordings_version"] = fingerprint_files(list_recordings(Path(options.speaker_recordings)))
     folder = ResultsFolder(options.output_dir, settings)
 
     limits = FailureLimits()
@@ -102,7 +104,7 @@ def run_evaluation(
         for condition, members in clips.items()
     }
     report.write_json(folder.path / "report.json")
-    (folder.path / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    write_text(folder.path / "report.md", report.to_markdown())
     write_html(report, sources, folder.path / "report.html", options.samples)
     return report
 
@@ -164,11 +166,11 @@ def model_version(model: str) -> str:
 
 
 def _fingerprint(utterances: Sequence[Utterance]) -> str:
-    """A hash of what is to be said; of clips only the file's name, so that a test set may be moved."""
+    """A hash of what is to be said: names, texts, and the contents of prompts and references."""
     parts = []
     for item in utterances:
-        clips = [Path(clip.label).name if clip else "" for clip in (item.prompt, item.reference)]
-        parts += [item.name, item.text, item.prompt_text or "", *clips]
+        clips = [fingerprint_clip(clip.source) if clip else None for clip in (item.prompt, item.reference)]
+        parts += [item.name, item.text, *(part or "" for part in (item.prompt_text, *clips))]
     return fingerprint(parts)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .audio_files import AUDIO_SUFFIXES, read_recording
+from .audio_files import AUDIO_SUFFIXES, list_recordings, read_recording
 from .failures import FailureLimits, loudness
 from .judge_interface import Judge, QualityJudge, Recogniser, SpeakerJudge
-from .results_folder import ResultsFolder
+from .results_folder import ResultsFolder, fingerprint_clip
 from .utterances import Utterance
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class SpeakerReferences:
     def _mean(self, recordings: Path) -> np.ndarray:
         """The direction of the mean vector of a folder's recordings. Raises ValueError if none of them has speech."""
         vectors = []
-        for path in sorted(path for path in recordings.glob("*") if path.suffix.lower() in AUDIO_SUFFIXES):
+        for path in list_recordings(recordings):
             try:
                 vectors.append(self.judge.embed(*read_recording(path)))
             except ValueError as error:
@@ -109,18 +109,25 @@ def judge_clips(
     references: SpeakerReferences | None,
     limits: FailureLimits,
 ) -> dict[str, dict[str, Any]]:
-    """Judges what is not judged yet or was refused, and returns a record a clip by the name of its utterance.
+    """Judges what is not judged yet, was refused, or is another recording now; returns a record a clip by the name of
+    its utterance.
 
-    A record has name, seconds, peak, rms, transcript, speaker_vector, speaker (the vector to compare with, by label),
-    quality, error (why there is nothing to judge) and refusals (what a judge could not score, by role). A silent clip
-    is not shown to the recogniser, which would invent words for it: its transcript is empty, as is that of a clip that
-    is missing or cannot be read: leaving it out would reward failure. Raises RuntimeError if the
-    recogniser refuses every clip, since that is no fault of the speech.
+    A record has name, clip (a hash of the recording), seconds, peak, rms, transcript, speaker_vector, speaker (the
+    vector to compare with, by label), quality, error (why there is nothing to judge) and refusals (what a judge could
+    not score, by role). A silent clip is not shown to the recogniser, which would invent words for it: its transcript
+    is empty, as is that of a clip that is missing or cannot be read: leaving it out would reward failure. Raises
+    RuntimeError if the recogniser refuses every clip, since that is no fault of the speech.
     """
     done = folder.records(RECORDS[condition])
-    waiting = [clip for clip in clips if clip.name not in done or done[clip.name]["refusals"]]
+    hashes = {clip.name: fingerprint_clip(clip.source) for clip in clips}
+    waiting = [
+        clip
+        for clip in clips
+        if clip.name not in done or done[clip.name]["refusals"] or done[clip.name]["clip"] != hashes[clip.name]
+    ]
     for clip in tqdm(waiting, desc=f"judging {condition}s" if condition == RECORDING else "judging speech"):
         record = _judge(clip, utterances[clip.name], condition, judges, references, limits)
+        record["clip"] = hashes[clip.name]
         folder.append(RECORDS[condition], [record])
         done[clip.name] = record
     if clips and judges.recogniser and all("recogniser" in done[clip.name]["refusals"] for clip in clips):

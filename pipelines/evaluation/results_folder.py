@@ -80,6 +80,13 @@ def fingerprint_files(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_clip(source: Path | bytes | None) -> str | None:
+    """A short hash of a recording, a file or its bytes; None if there is none."""
+    if isinstance(source, bytes):
+        return fingerprint([source])
+    return fingerprint_files([source]) if source is not None and source.is_file() else None
+
+
 def _differences(stored: dict[str, Any], given: dict[str, Any], prefix: str = "") -> Iterable[str]:
     for key in sorted(stored.keys() | given.keys()):
         first, second = stored.get(key), given.get(key)

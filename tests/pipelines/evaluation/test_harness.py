@@ -201,6 +201,27 @@ def test_other_settings_are_refused_by_name(folder):
         speak(folder, ToneSpeaker())
 
 
+def test_clips_that_have_changed_are_judged_anew(folder):
+    heard = judges({5000: "Birds sting."})
+    (folder / "system" / "two.wav").unlink()
+    first = harness.run_evaluation(options(folder), judges=heard).conditions["speech"]
+    assert first.figures["error_rate"]["value"] == pytest.approx(4 / 20) and first.failure_counts["error"] == 1
+    write(folder / "system" / "one.wav", tone(5000))
+    (folder / "system" / "two.wav").write_bytes((folder / "recordings" / "two.wav").read_bytes())
+    before = len(heard.recogniser.heard)
+    second = harness.run_evaluation(options(folder), judges=heard).conditions["speech"]
+    assert heard.recogniser.heard[before:] == [5000, SAMPLES_PER_WORD * 4 + 7000]
+    assert second.figures["error_rate"]["value"] == pytest.approx(1 / 20) and second.failure_counts["error"] == 0
+    # Another prompt, or another speaker to resemble, is another question.
+    settings = {"speaker_recordings": str(folder / "recordings"), "output_dir": str(folder / "other")}
+    harness.run_evaluation(options(folder, **settings), judges=heard)
+    write(folder / "recordings" / "one.wav", tone(5000))
+    with pytest.raises(ValueError, match="test_set: "):
+        harness.run_evaluation(options(folder), judges=heard)
+    with pytest.raises(ValueError, match="speaker_recordings_version: "):
+        harness.run_evaluation(options(folder, **settings), judges=heard)
+
+
 def test_one_text_that_cannot_be_spoken_takes_no_other_with_it(folder):
     report = speak(folder, ToneSpeaker(unspeakable=TEXTS["two"]))
     rows = {row.name: row for row in report.conditions["speech"].rows}
