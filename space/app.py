@@ -18,15 +18,6 @@ MAX_UPLOAD = "10mb"
 MAX_SEED = 2**31 - 1
 # One utterance at a time: several would share the same processor, and all would come late.
 TURN = {"concurrency_limit": 1, "concurrency_id": "speech"}
-# What Gradio calls the speed and its like, and the pipeline's name for it.
-SETTINGS = {
-    "speed": "speed",
-    "guidance": "guidance",
-    "steps": "num_steps",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-}
 EXAMPLES = (
     "The birds sang in the morning.",
     "Could you read this sentence aloud, please?",
@@ -44,7 +35,7 @@ Audio = tuple[int, np.ndarray]
 class Demo:
     """The functions behind the page, over one or several checkpoints. Names of their parameters are names in the API.
 
-    Each takes the inputs of `request`, of which those without a default come from the page's defaults.
+    Each takes the fields of `lay_out_inputs`, whose values on a fresh page are the defaults of the API too.
     """
 
     def __init__(self, sources: list[str]) -> None:
@@ -82,16 +73,16 @@ class Demo:
         Gives a recording and a picture for each; those of a checkpoint whose speech fails stay empty.
         """
         request = build_request(text, voice, reference, **inputs)
+        report_left_out(next(iter(self.checkpoints.values())), request)
         results: list[Audio | Image.Image | None] = [None] * (2 * len(self.checkpoints))
         for index, (name, pipe) in enumerate(self.checkpoints.items()):
             try:
-                with readable_errors():
-                    *_, (_, speech) = speak(name, pipe, request, streamed=False)
-            except gr.Error as error:
+                *_, (_, speech) = speak(name, pipe, request, streamed=False)
+            except ValueError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+            except RuntimeError as error:
                 # One that finds no end, say, is a result of the comparison too; bad input is bad for all.
-                if not isinstance(error.__cause__, RuntimeError):
-                    raise
-                gr.Warning(f"{name}: {error.message}")
+                gr.Warning(f"{name}: {error}")
             else:
                 results[2 * index : 2 * index + 2] = [speech.recording(), speech.picture()]
             yield results
@@ -108,9 +99,8 @@ class Demo:
         name = checkpoint or next(iter(self.checkpoints))
         request = build_request(text, voice, reference, **inputs)
         pipe = self.checkpoints[name]
+        report_left_out(pipe, request)
         with readable_errors():
-            for note in left_out(pipe, request.text):
-                gr.Warning(note)
             yield from speak(name, pipe, request, streamed)
 
 
@@ -120,13 +110,21 @@ def build_request(
     reference: str | None,
     transcript: str | None = None,
     seed: int | None = None,
-    **inputs: float,
+    steps: int | None = None,
+    **settings: float,
 ) -> Request:
     """What the page's fields ask for; an empty seed is drawn. Raises gr.Error for what is too long or contradictory."""
-    settings = {SETTINGS[name]: value for name, value in inputs.items()}
-    settings["seed"] = secrets.randbelow(MAX_SEED) if seed is None else seed
+    seed = secrets.randbelow(MAX_SEED) if seed is None else seed
+    settings |= {"seed": seed, "num_steps": steps}
     with readable_errors():
         return Request(text or "", voice, reference, (transcript or "").strip(), settings)
+
+
+def report_left_out(pipe: Any, request: Request) -> None:
+    """Shows which words are not spoken. Raises gr.Error where none is."""
+    with readable_errors():
+        for note in left_out(pipe, request.text):
+            gr.Warning(note)
 
 
 @contextmanager
