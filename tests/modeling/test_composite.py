@@ -194,6 +194,12 @@ def test_loads_without_this_package(model, processor, folder, release, tmp_path)
         assert next(pipe.model.parameters()).dtype == torch.float32
         speech = pipe(texts, seed=0, voice="ben", batch_size=2)
         torch.save([torch.from_numpy(one["audio"]) for one in speech], again + ".speech")
+        clip = torch.sin(torch.arange(12000) / 20) * torch.sin(torch.arange(12000) / 2000)
+        pipe.save_voice(pipe.clone(clip, 16000, text=texts[0]), again + ".safetensors")
+        chunking = {"first": 2, "size": 3, "look_ahead": 1}
+        chunks = list(pipe.stream(texts[1], voice=again + ".safetensors", seed=0, chunking=chunking))
+        torch.save(torch.cat([torch.from_numpy(chunk["audio"]) for chunk in chunks]), again + ".stream")
+        assert len(pipe.detokenize(pipe.tokenize(clip, 16000), voice="ben")["audio"]) == len(clip) // 640 * 640 + 640
         # What remote code has saved is as complete as what it was loaded from.
         pipe.save_pretrained(again)
         other = AutoModelForTextToWaveform.from_pretrained(again, trust_remote_code=True)
@@ -221,11 +227,16 @@ def test_loads_without_this_package(model, processor, folder, release, tmp_path)
     inputs = processor(text=TEXTS)
     here = model.generate(**inputs, seed=0)["audio"]
     torch.testing.assert_close(torch.load(f"{again}.audio"), here, atol=1e-5, rtol=1e-5)
-    spoken = AutoModel.from_pretrained(release).generate(**inputs, seed=0, voice="ben")
+    released = AutoModel.from_pretrained(release)
+    spoken = released.generate(**inputs, seed=0, voice="ben")
     for there, audio, length in zip(
         torch.load(f"{again}.speech"), spoken["audio"], spoken["audio_lengths"].tolist(), strict=True
     ):
         torch.testing.assert_close(there, audio[:length], atol=1e-5, rtol=1e-5)
+    # A voice file made by the code of the folder is one for this package, too.
+    inputs, chunking = processor(text=TEXTS[1]), {"first": 2, "size": 3, "look_ahead": 1}
+    streamed = released.generate(**inputs, voice=f"{again}.safetensors", seed=0, chunking=chunking)
+    torch.testing.assert_close(torch.load(f"{again}.stream"), streamed["audio"][0], atol=1e-5, rtol=1e-5)
     assert json.loads((again / "config.json").read_text())["auto_map"] == json.loads(
         (release / "config.json").read_text()
     )["auto_map"]
