@@ -67,14 +67,13 @@ class Voices:
         if missing := sorted(set(columns) - set(rows.column_names)):
             raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.annotate on them first.")
         pool = concatenate_datasets([load_from_disk(folder).select_columns(columns) for folder in folders])
-        position = {name: index for index, name in enumerate(pool["id"][:])}
-        speakers = np.asarray(pool["speaker"][:])
+        ids, speakers = np.asarray(pool["id"][:]), np.asarray(pool["speaker"][:])
         embeddings = np.asarray(pool["speaker_embedding"][:], dtype=np.float32)
         rates = np.asarray(pool["seconds"][:]) / np.asarray([max(1, len(ids)) for ids in pool["text_ids"][:]])
         vectors, speeds, alone = [], [], 0
         for name, speaker in zip(rows["id"][:], rows["speaker"][:], strict=True):
             members = np.flatnonzero(speakers == speaker)
-            others = members[members != position[name]]
+            others = members[ids[members] != name]
             alone += not len(others)
             chosen = others if len(others) else members
             vectors.append(embeddings[chosen].mean(axis=0))

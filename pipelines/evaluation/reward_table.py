@@ -91,9 +91,9 @@ def speaker_error(
     same = names[first] == names[second]
     if same.all() or not same.any():
         return None
-    scores = (vectors[first] * vectors[second]).sum(axis=1)
+    scores = (vectors @ vectors.T)[first, second]
     generator, rates = np.random.default_rng(seed), []
-    for _ in range(resamples):
+    while len(rates) < resamples:
         drawn = np.bincount(generator.integers(len(vectors), size=len(vectors)), minlength=len(vectors))
         weights = (drawn[first] * drawn[second]).astype(float)
         # A draw of one speaker's clips alone has no rate.

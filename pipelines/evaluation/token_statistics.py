@@ -172,9 +172,11 @@ def compare(
 ) -> tuple[list[TokenStatistics], list[dict]]:
     """Statistics of every tokenizer at the same number of tokens, and the paired differences from the first one.
 
-    tokenizers: name -> code indices of each utterance, the same utterances for all. Raises ValueError otherwise, and
-    for fewer than two utterances.
+    tokenizers: name -> code indices of each utterance, the same utterances for all. Raises ValueError otherwise, for
+    fewer than two utterances or one resample, and where no utterance has two tokens.
     """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}.")
     lengths = {name: len(sequences) for name, sequences in tokenizers.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"Tokenizers are compared on the same utterances, but have {lengths}.")
@@ -184,6 +186,8 @@ def compare(
     reports, draws = [], {}
     for name, sequences in tokenizers.items():
         sequences, num_codes = cut(sequences, tokens), int(np.prod(levels[name]))
+        if max(map(len, sequences)) < 2:
+            raise ValueError(f"No utterance of {name} has two tokens: there is no mutual information to compute.")
         draws[name] = half_samples(sequences, num_codes, lengths[name], resamples, seed)
         reports.append(_describe(name, sequences, levels[name], draws[name]))
     first, differences = reports[0], []

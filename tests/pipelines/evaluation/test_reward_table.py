@@ -84,6 +84,8 @@ def test_speaker_error_over_pairs():
     perfect = speaker_error(vectors, ["a", "a", "b", "b"], resamples=50, seed=0)
     assert (perfect.value, perfect.low, perfect.high) == (0.0, 0.0, 0.0)
     assert speaker_error(vectors, ["a", "b", "a", "b"], resamples=50, seed=0).value > 0.4
+    # The first draw of three utterances may lack a pair of one speaker, or of two.
+    assert all(speaker_error(vectors[:3], list("aab"), resamples=1, seed=seed).value == 0 for seed in range(20))
     assert speaker_error(vectors, ["a"] * 4, 50, 0) is None and speaker_error(vectors, list("abcd"), 50, 0) is None
 
 
@@ -110,6 +112,9 @@ def test_rows_are_spread_and_voices_come_from_other_clips(data, tmp_path):
     torch.testing.assert_close(voices.embedding[1], torch.nn.functional.normalize(expected, dim=0))
     rate = np.mean([row["seconds"] / len(row["text_ids"]) for row in others])
     assert float(voices.seconds_per_symbol[1]) == pytest.approx(rate) and voices.alone == 0
+    # A row that lies in two folders is no other clip of its speaker.
+    twice = Voices.of_rows(dev, [data, data])
+    torch.testing.assert_close(twice.embedding, voices.embedding)
     single = [{**row, "speaker": row["id"]} for row in make_rows(2)]
     Dataset.from_list(single).save_to_disk(tmp_path / "single")
     lonely = Voices.of_rows(select_rows([str(tmp_path / "single")], "train"), [str(tmp_path / "single")])

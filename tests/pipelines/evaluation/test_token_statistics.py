@@ -132,6 +132,10 @@ def test_tokenizers_are_compared_at_equal_counts_on_the_same_halves():
         assert len(shares) == level and sum(shares) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="same utterances"):
         compare({"a": sequences, "b": sequences[1:]}, {"a": LEVELS, "b": LEVELS})
+    with pytest.raises(ValueError, match="No utterance of a has two tokens"):
+        compare({"a": [ids[:1] for ids in sequences]}, {"a": LEVELS})
+    with pytest.raises(ValueError, match="resamples must be at least 1"):
+        compare({"a": sequences}, {"a": LEVELS}, resamples=0)
 
 
 def test_cut_and_levels_follow_the_codes():
