@@ -87,7 +87,8 @@ def test_speak_while_the_text_comes(loaded, shipped, monkeypatch, capfdbinary):
         assert b"[2] And then" in output.err
     give_input(monkeypatch, text.encode())
     run("speak", "-", "--stream", "-o", "out.flac", "--voice", "lj", *QUICK)
-    assert np.abs(soundfile.read("out.flac", dtype="int16")[0].astype(int) - expected).max() <= 1
+    # libsndfile rounds, to another full scale by one.
+    assert np.abs(soundfile.read("out.flac", dtype="int16")[0].astype(int) - expected).max() <= 2
 
 
 def test_a_stopped_stream_leaves_a_playable_file(loaded, shipped, monkeypatch, capsys):

@@ -158,7 +158,8 @@ def test_whole_speech_has_its_length(served, client):
     audio = samples(answer.content)
     # The header says how many samples follow, and no more do.
     assert len(answer.content) == 44 + 2 * len(audio) == 44 + 2 * len(expected)
-    assert np.abs(audio.astype(int) - pcm(expected)).max() <= 1
+    # libsndfile rounds, to another full scale by one.
+    assert np.abs(audio.astype(int) - pcm(expected)).max() <= 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
