@@ -153,7 +153,7 @@ class SpeechGenerationMixin(VoiceMixin):
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
-        sampling = {name: value for name, value in sampling.items() if name not in STOCK_PIPELINE_SETTINGS}
+        given = {name: value for name, value in sampling.items() if name not in STOCK_PIPELINE_SETTINGS}
         batch = text_ids.shape[0]
         text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         condition = self._condition(voice, batch)
@@ -179,7 +179,8 @@ class SpeechGenerationMixin(VoiceMixin):
             "tokens_per_symbol": rate / speed,
             "prompt_ids": prompt_ids,
             "generator": generator,
-            **sampling,
+            **self.config.sampling,
+            **given,
         }
         return Request(lm_arguments, condition, seeds)
 

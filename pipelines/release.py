@@ -117,6 +117,18 @@ def add_voices(model: E2ETTSModel, voices: list[str]) -> None:
     model.set_voices(embeddings, rates)
 
 
+def parse_sampling(entries: list[str]) -> dict[str, float | int]:
+    """["temperature=0.6", "top_k=10"] -> a mapping. Raises ValueError for other names and for what is no number."""
+    kinds = {"temperature": float, "top_k": int, "top_p": float}
+    sampling = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if name not in kinds:
+            raise ValueError(f"--sampling takes {', '.join(kinds)}, got {entry!r}.")
+        sampling[name] = kinds[name](value)
+    return sampling
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0].split(":")[0] + ".",
@@ -137,6 +149,13 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="NAME=DATASET:SOURCE[:SPEAKER]",
         help="built-in voice, a mean over training rows of an annotated data set (repeatable; first is default)",
     )
+    parser.add_argument(
+        "--sampling",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the checkpoint samples with by default: temperature=0.6 top_k=10 top_p=0.8",
+    )
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="of the files")
     options = parser.parse_args(arguments)
     try:
@@ -148,6 +167,8 @@ def main(arguments: list[str] | None = None) -> None:
             model.replace_module(name, AutoModel.from_pretrained(folder))
         if options.voice:
             add_voices(model, options.voice)
+        if options.sampling:
+            model.config.sampling = parse_sampling(options.sampling)
         save_release(model, load_processor(options.model, model), options.output, getattr(torch, options.dtype))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

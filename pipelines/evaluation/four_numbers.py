@@ -90,15 +90,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--judge", default="whisper-tiny-offline")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=0.7)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top_k", type=int, default=25)
-    parser.add_argument("--top_p", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, help="by default the checkpoint's own, like top_k and top_p")
+    parser.add_argument("--top_k", type=int)
+    parser.add_argument("--top_p", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="folder for wavs, report.json and a test list of the sentences")
     options = parser.parse_args(arguments)
     model = AutoModel.from_pretrained(options.model, dtype=torch.float32)
     rows = held_out_rows(options.data, options.split, options.source, options.limit)
-    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+    sampling = {name: value for name, value in settings.items() if value is not None}
     renderer = Renderer(model, options.voice or options.source, options.steps, options.guidance, sampling)
     dataset = SpeechDataset(rows, renderer.spec)
     judge = load_recogniser(options.judge)
