@@ -3,7 +3,8 @@
 python -m e2e_tts.pipelines.evaluation.scoring --audio DIR --texts texts.tsv --output report.json
 
 It judges any folder of recordings, not only what this package has spoken. The text file has one `name<TAB>text` a line;
-the name is a file of the folder, with or without its suffix.
+the name is a file of the folder, with or without its suffix. A clip that is missing, cannot be read or is silent counts
+with all its words lost.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from .judges import load_normaliser, load_recogniser
 from .normalisers import NORMALISERS, Normaliser
 
 logger = logging.getLogger(__name__)
+
 
 @dataclass
 class UtteranceScore:
@@ -289,7 +291,9 @@ def score_folder(
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the head of this file."""
     parser = argparse.ArgumentParser(
-        prog="python -m e2e_tts.pipelines.evaluation.scoring", description=score_folder.__doc__
+        prog="python -m e2e_tts.pipelines.evaluation.scoring",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--audio", type=Path, required=True, help="folder of recordings")
     parser.add_argument("--texts", type=Path, required=True, help="one name<TAB>text a line")
@@ -315,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             normaliser=given["normaliser"],
             seed=given["seed"],
         )
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
         parser.error(str(error))
     report.to_json(given["output"])
     print(report.to_markdown())

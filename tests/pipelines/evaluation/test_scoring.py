@@ -7,29 +7,9 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from evaluation_doubles import RATE, KnowingRecogniser, tone
 
 from e2e_tts.pipelines.evaluation import judge_interface, judges, recognisers, scoring
-
-RATE = 16000
-
-
-class FakeRecogniser:
-    """Says what its table holds for the length of the clip in samples."""
-
-    name = "fake"
-
-    def __init__(self, transcripts: dict[int, str]) -> None:
-        self.transcripts = transcripts
-        self.heard: list[int] = []
-
-    def transcribe(self, waveform: np.ndarray, sampling_rate: int) -> str:
-        assert waveform.dtype == np.float32 and waveform.ndim == 1
-        self.heard.append(waveform.size)
-        return self.transcripts[waveform.size]
-
-
-def tone(samples: int, level: float = 0.3) -> np.ndarray:
-    return (level * np.sin(2 * np.pi * 220 * np.arange(samples) / RATE)).astype(np.float32)
 
 
 @pytest.fixture
@@ -65,7 +45,7 @@ TEXTS = {
 @pytest.fixture
 def recogniser():
     heard = {RATE: "mister smith is not here", 2 * RATE: "one tall step back", 20 * RATE: "stop!", RATE // 2: " ... "}
-    return FakeRecogniser(heard)
+    return KnowingRecogniser(heard)
 
 
 def test_edits_are_counted_after_normalisation():
@@ -137,8 +117,8 @@ def test_folder_with_every_kind_of_failure(folder, recogniser):
 
 
 def test_a_failing_recogniser_is_not_blamed_on_the_speech(folder):
-    with pytest.raises(RuntimeError, match="fake failed on right"):
-        scoring.score_folder(folder, {"right": "a word"}, FakeRecogniser({}))
+    with pytest.raises(RuntimeError, match="knowing failed on right"):
+        scoring.score_folder(folder, {"right": "a word"}, KnowingRecogniser({}))
 
 
 def test_report_as_json_and_markdown(folder, recogniser, tmp_path):
@@ -146,7 +126,7 @@ def test_report_as_json_and_markdown(folder, recogniser, tmp_path):
     text = report.to_json(tmp_path / "new" / "report.json")
     values = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"))
     assert json.loads(text) == values
-    assert values["judge"] == "fake" and values["resamples"] == 2000 and values["limits"]["base_seconds"] == 3.0
+    assert values["judge"] == "knowing" and values["resamples"] == 2000 and values["limits"]["base_seconds"] == 3.0
     assert values["wer"] == pytest.approx(values["edits"] / values["words"])
     assert values["edits"] == sum(row["edits"] for row in values["rows"])
     markdown = report.to_markdown(worst=2)
@@ -186,7 +166,7 @@ def test_command_line(folder, recogniser, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["utterances"] == len(TEXTS)
 
 
-def test_command_line_says_what_is_wrong(folder, tmp_path, capsys):
+def test_command_line_says_what_is_wrong(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "texts.tsv").write_text("right\tone\n", encoding="utf-8")
     arguments = ["--texts", str(tmp_path / "texts.tsv"), "--output", str(tmp_path / "r.json")]
     for extra, message in (
@@ -197,6 +177,10 @@ def test_command_line_says_what_is_wrong(folder, tmp_path, capsys):
         with pytest.raises(SystemExit):
             scoring.main([*arguments, *extra])
         assert message in capsys.readouterr().err
+    monkeypatch.setattr(scoring, "load_recogniser", lambda name, **given: KnowingRecogniser({}))
+    with pytest.raises(SystemExit):
+        scoring.main([*arguments, "--audio", str(folder)])
+    assert "knowing failed on right" in capsys.readouterr().err
 
 
 def test_unknown_names_are_refused():
