@@ -142,7 +142,7 @@ class Ablation:
         folder, plan = self.cell_folder(cell), self.plan.measure
         common = ["--model", self._final(cell.runs[0]), "--data", *self.plan.measured_data(), "--split", plan.split]
         common += ["--sources", *plan.sources] if plan.sources else []
-        common += ["--limit", str(plan.limit)] if plan.limit else []
+        common += ["--limit", str(plan.limit)] if plan.limit is not None else []
         common += ["--steps", str(plan.steps), "--guidance", str(plan.guidance), "--output", str(folder)]
         for name, run in cell.modules.items():
             common += ["--module", f"{name}={self._final(run)}/{name}"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -64,6 +65,14 @@ class MeasurePlan:
     temperature: float = 1.0
     top_k: int = 25
     top_p: float = 0.8
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(item.default, int | float) and not isinstance(value, int | float):
+                raise PlanError(f"measure.{item.name} must be a number, got {value!r}.")
+        if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
+            raise PlanError(f"measure.limit must be a number of rows, at least 1, got {self.limit!r}.")
 
 
 @dataclass(frozen=True)
@@ -260,12 +269,17 @@ def _entries(values: dict[str, Any]) -> list[str]:
 def _checked(cls: type, values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise PlanError(f"{where} must be a mapping, got {values!r}.")
-    known = [item.name for item in fields(cls)]
+    known, types = [item.name for item in fields(cls)], typing.get_type_hints(cls)
     if unknown := sorted(set(values) - set(known)):
         raise PlanError(f"Unknown entries {unknown} in {where}; the known ones are {', '.join(known)}.")
     required = [item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING]
     if missing := sorted(set(required) - set(values)):
         raise PlanError(f"{where} lacks {missing}.")
+    for name, value in values.items():
+        expected = typing.get_origin(types[name])
+        if expected in (dict, list) and not isinstance(value, expected):
+            kind = "mapping" if expected is dict else "list"
+            raise PlanError(f"{name} in {where} must be a {kind}, got {value!r}.")
     return values
 
 
@@ -310,6 +324,9 @@ def load_plan(name: str, overrides: Sequence[str] = ()) -> AblationPlan:
     if path is None:
         shipped = ", ".join(sorted(path.stem for path in PLAN_FOLDER.glob("*.yaml")))
         raise PlanError(f"No plan {name!r}; give a YAML file or one of: {shipped}.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise PlanError(f"{path} is not YAML: {error}") from error
     return parse_plan(values if isinstance(values, dict) else {}, overrides)
 

@@ -93,6 +93,15 @@ MINIMAL = {
             {"rows": {"full": {"label": "x", "stages": ["joint"], "changes": {"refine_lm": {}}}}},
             r"changes the stages \['refine_lm'\], which it does not run",
         ),
+        ({"stages": ["joint"]}, r"stages in the plan must be a mapping, got \['joint'\]"),
+        ({"seeds": 3}, "seeds in the plan must be a list, got 3"),
+        ({"rows": {"full": {"label": "x", "stages": "joint"}}}, r"stages in rows\.full must be a list, got 'joint'"),
+        (
+            {"rows": {"full": {"label": "x", "changes": {"joint": {"steps": 5}}}}},
+            r"steps in rows\.full\.changes\.joint must be a list, got 5",
+        ),
+        ({"measure": {"steps": "x"}}, "measure.steps must be a number, got 'x'"),
+        ({"measure": {"limit": 0}}, "at least 1, got 0"),
         (
             {"rows": {"full": {"label": "x", "changes": {"joint": {"sett": {}}}}}},
             r"\['sett'\] in rows\.full\.changes\.joint",
@@ -104,7 +113,7 @@ def test_mistakes_in_plans_are_refused(change, message):
         parse_plan(MINIMAL | change)
 
 
-def test_mistakes_in_what_plans_name_are_refused():
+def test_mistakes_in_what_plans_name_are_refused(tmp_path):
     for changes, message in (
         ({"joint": {"rebuild": {"lm": {}}}}, "nothing to rebuild"),
         ({"refine_lm": {"rebuild": {"decoder": {}}}}, r"rebuilds \['decoder'\], which it does not use"),
@@ -122,6 +131,9 @@ def test_mistakes_in_what_plans_name_are_refused():
         parse_plan(MINIMAL | {"stages": {"joint": {"recipe": "small_vocoder"}}}).cells()
     with pytest.raises(PlanError, match="one of: small"):
         load_plan("smal")
+    (tmp_path / "broken.yaml").write_text("rows: [")
+    with pytest.raises(PlanError, match="is not YAML"):
+        load_plan(str(tmp_path / "broken.yaml"))
 
 
 def test_overrides_reach_their_stage_and_rows_win():
