@@ -210,6 +210,7 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
             label="Reference clip, a few seconds of clear speech; it replaces the built-in voice",
             sources=["upload", "microphone"],
             type="filepath",
+            buttons=["download"],
             elem_id="reference",
         )
         transcript = gr.Textbox(
