@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def rotary_tables(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +36,7 @@ class TimeEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
 
 
-class MaskedConvBlock(nn.Module):
+class MaskedConvBlock(GradientCheckpointingLayer):
     """Residual depthwise convolution and MLP on (B, T, d) that never sees padding."""
 
     def __init__(self, hidden_size: int, kernel_size: int) -> None:
@@ -53,7 +54,7 @@ class MaskedConvBlock(nn.Module):
         return hidden_states + self.contract(nn.functional.gelu(self.expand(update)))
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(GradientCheckpointingLayer):
     """Self-attention and a convolutional feed-forward, both scaled, shifted and gated by the time embedding."""
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, kernel_size: int, dropout: float):

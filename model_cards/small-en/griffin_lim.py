@@ -67,32 +67,39 @@ def mel_to_magnitude(mel: torch.Tensor, spec: MelSpec, n_fft: int, iterations: i
     return magnitude
 
 
-def initial_phase(frames: int, n_fft: int, hop_length: int) -> torch.Tensor:
+def initial_phase(frames: int, n_fft: int, hop_length: int, first_frame: int = 0) -> torch.Tensor:
     """(frames, n_fft // 2 + 1): scattered over frequency, and in time advancing as a tone in each bin would.
 
-    Computed, not drawn: the same for a frame whatever the length of its utterance.
+    Computed, not drawn: the same for a frame whatever the length of its utterance, counted from first_frame.
     """
     bins = torch.arange(n_fft // 2 + 1)
     # Fractions of an irrational number times squares scatter evenly without a random generator.
     scattered = (bins.double().square() * (math.sqrt(5) - 1) / 2) % 1
-    turns = scattered + (torch.arange(frames)[:, None] * (bins * hop_length % n_fft) % n_fft).double() / n_fft
+    frame = torch.arange(first_frame, first_frame + frames)[:, None]
+    turns = scattered + (frame * (bins * hop_length % n_fft) % n_fft).double() / n_fft
     return (2 * math.pi * (turns % 1)).float()
 
 
 @torch.no_grad()
 def griffin_lim_spectrum(
-    mel: torch.Tensor, spec: MelSpec, n_fft: int, iterations: int, mask: torch.Tensor | None = None
+    mel: torch.Tensor,
+    spec: MelSpec,
+    n_fft: int,
+    iterations: int,
+    mask: torch.Tensor | None = None,
+    first_frame: int = 0,
 ) -> torch.Tensor:
     """Natural-log mel (B, T, n_mels) -> complex spectrum (B, T, n_fft // 2 + 1) with nearly consistent phases.
 
     The accelerated algorithm (momentum 0.99). n_fft is a multiple of the mel's hop. The result for a frame does not
-    depend on padding, given its mask (B, T), and carries no gradient.
+    depend on padding, given its mask (B, T), and carries no gradient. first_frame: where in its utterance the mel
+    begins, so that the phases of a part go with those of the whole.
     """
     magnitude = mel_to_magnitude(mel, spec, n_fft)
     if mask is not None:
         magnitude = magnitude * mask[..., None]
     window = torch.hann_window(n_fft, device=mel.device)
-    phase = initial_phase(mel.shape[1], n_fft, spec.hop_length).to(mel.device)
+    phase = initial_phase(mel.shape[1], n_fft, spec.hop_length, first_frame).to(mel.device)
     estimate = torch.polar(torch.ones_like(phase), phase)
     previous = torch.zeros_like(magnitude, dtype=estimate.dtype)
     for _ in range(iterations):

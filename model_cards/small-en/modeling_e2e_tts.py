@@ -24,10 +24,9 @@ from .modeling_speech_encoder import SpeechEncoderModel
 from .modeling_speech_lm import SpeechLM
 from .modeling_vocoder import VocoderModel
 from .randomness import seeded_noise
+from .speech_generation import SpeechGenerationError, SpeechGenerationMixin  # noqa: F401 - also found here
 
 GUMBEL = 11  # salt of the Gumbel noise of one utterance
-# What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
-STOCK_PIPELINE_SETTINGS = ("return_dict_in_generate", "max_new_tokens", "pad_token_id")
 MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 
 
@@ -57,12 +56,8 @@ class E2ETTSOutput(ModelOutput):
     too_short: torch.BoolTensor | None = None
 
 
-class SpeechGenerationError(RuntimeError):
-    """Speech that would be noise or cut off is refused with this error instead of being returned."""
-
-
-class E2ETTSModel(PreTrainedModel):
-    """Text -> speech, and all losses of joint, separate and end-to-end training.
+class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
+    """Text -> speech, and all losses of joint, separate and end-to-end training. Speaking is in speech_generation.py.
 
     `voices` in the configuration names the built-in voices; their embeddings are the buffer `voice_embeddings`.
     """
@@ -73,6 +68,7 @@ class E2ETTSModel(PreTrainedModel):
     output_modalities = ("audio",)
     _no_split_modules = ("ParakeetEncoderBlock", "Qwen3DecoderLayer", "DiTBlock")
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: E2ETTSConfig) -> None:
         super().__init__(config)
@@ -106,6 +102,10 @@ class E2ETTSModel(PreTrainedModel):
         if module is self:
             init.zeros_(self.voice_embeddings)
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The text embeddings; sharded training (FSDP) asks for them."""
+        return self.lm.get_input_embeddings()
+
     @property
     def sampling_rate(self) -> int:
         return self.config.sampling_rate
@@ -135,9 +135,9 @@ class E2ETTSModel(PreTrainedModel):
         predict_from: str = "codes",
         reference_lm: SpeechLM | None = None,
     ) -> E2ETTSOutput:
-        """The losses named in true_losses ("lm", "reward", "flow") on the tokenizer's codes and those named in
-        predicted_losses ("reward", "flow") on codes that the LM predicts by straight-through Gumbel-Softmax with
-        teacher-forced history (PAPER section 3, stage 3).
+        """The losses named in true_losses ("lm", "reward", "flow", or "prior" for its cheap part alone) on the
+        tokenizer's codes and those named in predicted_losses ("reward", "flow") on codes that the LM predicts by
+        straight-through Gumbel-Softmax with teacher-forced history (PAPER section 3, stage 3).
 
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
@@ -150,7 +150,7 @@ class E2ETTSModel(PreTrainedModel):
         if mel is None:
             mel = input_features
             specs = [MelSpec.from_dict(part.config.mel) for part in (self.decoder, self.encoder)]
-            if (difference := specs[0].differences(specs[1])) and "flow" in (*true_losses, *predicted_losses):
+            if (difference := specs[0].differences(specs[1])) and {"flow", "prior"} & {*true_losses, *predicted_losses}:
                 raise ValueError(f"The decoder's and the tokenizer's mel differ ({difference}): pass mel, its target.")
         output = E2ETTSOutput(ids=ids, mask=mask)
         if "reward" in true_losses:
@@ -158,6 +158,9 @@ class E2ETTSModel(PreTrainedModel):
             output.loss_asr, output.loss_spk, output.loss_ser = reward.loss_asr, reward.loss_spk, reward.loss_ser
             output.too_short = reward.too_short
         from_hidden = predict_from == "hidden"
+        reads = "hidden" if self.decoder.config.hidden_condition_size else "codes"
+        if predict_from != reads and {"flow", "prior"} & {*true_losses, *predicted_losses}:
+            raise ValueError(f"predict_from is {predict_from!r}; the decoder, by hidden_condition_size, reads {reads}.")
         lm_output = None
         if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
             lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol)
@@ -167,9 +170,9 @@ class E2ETTSModel(PreTrainedModel):
                 with torch.no_grad():
                     reference = reference_lm(*lm_inputs).logits
                 output.loss_kl = self._divergence(lm_output.logits, reference, mask)
-        if "flow" in true_losses:
+        if "flow" in true_losses or "prior" in true_losses:
             source = lm_output.hidden_states[:, :-1] if from_hidden else codes
-            flow = self.decoder(source, mask, mel, seeds, speaker_embedding)
+            flow = self.decoder(source, mask, mel, seeds, speaker_embedding, only_prior="flow" not in true_losses)
             output.loss_flow, output.loss_prior = flow.loss_flow, flow.loss_prior
         if predicted_losses:
             predicted = self.predict_codes(lm_output.logits, mask, seeds, gumbel_temperature)
@@ -204,130 +207,7 @@ class E2ETTSModel(PreTrainedModel):
         divergence = (target.exp() * (target - logits.log_softmax(dim=-1))).sum(dim=-1)
         return ((divergence * positions).sum(dim=1) / lengths).mean()
 
-    # ---------------------------------------------------------------- inference
-
-    @torch.no_grad()
-    def embed_speaker(self, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Reference features (B, T_mel, n_mels) -> speaker embedding (B, S)."""
-        return self.speaker(features, mask).embedding
-
-    def _voice(self, names: str | Sequence[str], batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        names = [names] * batch if isinstance(names, str) else list(names)
-        known = list(self.config.voices)
-        unknown = sorted({name for name in names if name not in known})
-        if unknown:
-            raise ValueError(f"Unknown voices {unknown}; this model has {known}, or give a reference clip.")
-        embeddings = self.voice_embeddings[[known.index(name) for name in names]]
-        return embeddings, torch.tensor([self.config.voices[name] for name in names], device=embeddings.device)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        text_ids: torch.LongTensor | None = None,
-        text_mask: torch.Tensor | None = None,
-        voice: str | Sequence[str] | None = None,
-        reference_features: torch.Tensor | None = None,
-        reference_mask: torch.Tensor | None = None,
-        speaker_embedding: torch.Tensor | None = None,
-        prompt_text_ids: torch.LongTensor | None = None,
-        tokens_per_symbol: torch.Tensor | float | None = None,
-        speed: float = 1.0,
-        seed: int | None = None,
-        num_steps: int = 10,
-        guidance: float = 0.7,
-        decoder_temperature: float = 1.0,
-        vocoder: bool = True,
-        **sampling,
-    ) -> dict[str, torch.Tensor]:
-        """Text (B, N) -> {"audio": (B, L), "audio_lengths": (B,), "mel": (B, T_mel, n_mels), "ids": (B, T)}.
-
-        The voice is a built-in one by name, a reference (features of one clip for all rows, or one a row), or an
-        embedding; by default the first built-in voice. With prompt_text_ids (1, P), the transcript of the single
-        reference clip, LM and decoder continue that clip and its frames are cut from the output. `speed` divides the
-        length; `seed` makes the result repeatable. sampling goes to `SpeechLM.generate_codes`.
-
-        Raises SpeechGenerationError for speech that does not end within the length limit.
-        """
-        if text_ids is None or text_ids.numel() == 0:
-            raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
-        if not 0.25 <= speed <= 4.0:
-            raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
-        for name in STOCK_PIPELINE_SETTINGS:
-            sampling.pop(name, None)
-        batch = text_ids.shape[0]
-        text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
-        rate = self.config.default_tokens_per_symbol
-        prompt = None
-        if reference_features is not None:
-            if reference_mask is None:
-                reference_mask = reference_features.new_ones(reference_features.shape[:2], dtype=torch.bool)
-            speaker_embedding = self.embed_speaker(reference_features, reference_mask).expand(batch, -1)
-            if prompt_text_ids is not None:
-                prompt = self.encoder(reference_features, reference_mask)
-                rate = prompt.ids.shape[1] / prompt_text_ids.shape[1]
-                text_ids = torch.cat([prompt_text_ids.expand(batch, -1), text_ids], dim=1)
-                text_mask = nn.functional.pad(text_mask, (prompt_text_ids.shape[1], 0), value=True)
-        elif speaker_embedding is None:
-            if not self.config.voices and voice is None:
-                raise ValueError("This model has no built-in voice: give a reference clip or a speaker_embedding.")
-            speaker_embedding, rate = self._voice(voice or next(iter(self.config.voices)), batch)
-        rate = torch.as_tensor(rate if tokens_per_symbol is None else tokens_per_symbol, device=text_ids.device)
-        rate = rate.float().expand(batch) / speed
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
-            generated = self.lm.generate_codes(
-                text_ids,
-                text_mask,
-                speaker_embedding,
-                rate,
-                prompt_ids=None if prompt is None else prompt.ids.expand(batch, -1),
-                **sampling,
-            )
-            decoder_seeds = torch.randint(0, 2**31, (batch,))
-        if not bool(generated.finished.all()):
-            rows = (~generated.finished).nonzero()[:, 0].tolist()
-            raise SpeechGenerationError(
-                f"Speech of rows {rows} did not end within the length limit of {generated.ids.shape[1]} tokens; try "
-                "another seed, a lower temperature or shorter text, or raise max_tokens_per_symbol."
-            )
-        if not bool(generated.mask.any(dim=1).all()):
-            raise SpeechGenerationError("No speech came out for some text; try another seed.")
-        codes = self.lm.quantizer.indices_to_codes(generated.ids) * generated.mask[..., None]
-        mask = generated.mask
-        prompt_mel = None
-        if prompt is not None:
-            codes = torch.cat([prompt.codes.expand(batch, -1, -1), codes], dim=1)
-            mask = torch.cat([prompt.mask.expand(batch, -1), mask], dim=1)
-            prompt_mel = reference_features.expand(batch, -1, -1)
-        mel = self.decoder.sample(
-            codes, mask, speaker_embedding, prompt_mel, decoder_seeds, num_steps, guidance, decoder_temperature
-        )
-        if prompt_mel is not None:
-            mel, mask = mel[:, prompt_mel.shape[1] :], mask[:, prompt.ids.shape[1] :]
-        result = {"mel": mel, "ids": generated.ids, "mask": mask}
-        if vocoder:
-            frame_mask = mask.repeat_interleave(self.decoder.config.frames_per_token, dim=1)
-            hop = self.decoder.config.mel["hop_length"]
-            result["audio"] = self.vocoder(mel, frame_mask)
-            result["audio_lengths"] = frame_mask.sum(dim=1) * hop
-        return result
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        input_features: torch.Tensor,
-        feature_mask: torch.Tensor,
-        speaker_embedding: torch.Tensor,
-        num_steps: int = 10,
-        guidance: float = 0.7,
-    ) -> torch.Tensor:
-        """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
-        encoded = self.encoder(input_features, feature_mask)
-        mel = self.decoder.sample(
-            encoded.codes, encoded.mask, speaker_embedding, num_steps=num_steps, guidance=guidance
-        )
-        return self.vocoder(mel, encoded.mask.repeat_interleave(self.decoder.config.frames_per_token, dim=1))
+    # ---------------------------------------------------------------- parts
 
     def replace_module(self, name: str, module: PreTrainedModel) -> None:
         """Puts another module, a vocoder of its own training say, in the place of `name`.
@@ -346,12 +226,6 @@ class E2ETTSModel(PreTrainedModel):
             setattr(self.config, f"{name}_config", before)
             raise
         setattr(self, name, module.to(self.device))
-
-    def set_voices(self, embeddings: dict[str, torch.Tensor], tokens_per_symbol: dict[str, float]) -> None:
-        """Stores built-in voices: name -> speaker embedding (S,), and name -> speaking rate."""
-        self.config.voices = {name: float(tokens_per_symbol[name]) for name in embeddings}
-        values = [nn.functional.normalize(value.float(), dim=-1) for value in embeddings.values()]
-        self.voice_embeddings = torch.stack(values).to(self.device)
 
     # ---------------------------------------------------------------- saving
 

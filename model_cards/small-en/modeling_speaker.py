@@ -80,7 +80,7 @@ class SpeakerEncoderModel(PreTrainedModel):
         for block in self.blocks:
             hidden_states = block(hidden_states, mask)
         hidden_states = self.norm(hidden_states)
-        weights = self.attention(hidden_states).float().masked_fill(~valid, -torch.inf).softmax(dim=1)
+        weights = self.attention(hidden_states).float().masked_fill(~valid, -torch.inf).softmax(dim=1).to(hidden_states)
         center = (weights * hidden_states).sum(dim=1)
         spread = (weights * (hidden_states - center[:, None]).square()).sum(dim=1)
         pooled = torch.cat([center, (spread + 1e-5).sqrt()], dim=-1)

@@ -51,6 +51,7 @@ class SpeechEncoderModel(PreTrainedModel):
     main_input_name = "input_features"
     _no_split_modules = ("ParakeetEncoderBlock",)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: SpeechEncoderConfig) -> None:
         super().__init__(config)
@@ -75,6 +76,15 @@ class SpeechEncoderModel(PreTrainedModel):
     def samples_per_token(self) -> int:
         return self.config.mel["hop_length"] * self.config.frames_per_token
 
+    def normalise(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Features (B, T_mel, n_mels) and mask (B, T_mel, 1) -> normalised features, zero in padding."""
+        if self.config.mel_normalization == "fixed":
+            return (features - self.config.mel_mean) / self.config.mel_std * mask
+        frames = mask.sum(dim=1, keepdim=True)
+        centred = (features - (features * mask).sum(dim=1, keepdim=True) / frames.clamp_min(1)) * mask
+        variance = centred.square().sum(dim=1, keepdim=True) / (frames - 1).clamp_min(1)
+        return centred / (variance.sqrt() + 1e-5)
+
     def forward(self, input_features: torch.Tensor, feature_mask: torch.Tensor | None = None) -> SpeechEncoderOutput:
         """Features (B, T_mel, n_mels), optional mask (B, T_mel) -> codes (B, T_mel / frames_per_token, D)."""
         frames = self.config.frames_per_token
@@ -86,8 +96,7 @@ class SpeechEncoderModel(PreTrainedModel):
         if feature_mask is None:
             feature_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.bool)
         feature_mask = feature_mask.bool()
-        features = (input_features - self.config.mel_mean) / self.config.mel_std
-        features = features * feature_mask[..., None]
+        features = self.normalise(input_features, feature_mask[..., None])
         mask = feature_mask[:, ::frames]
         hidden_states = self.subsampling(features, feature_mask) * self.input_scale
         hidden_states = self.conformer(hidden_states, mask)

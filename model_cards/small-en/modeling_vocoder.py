@@ -58,7 +58,7 @@ class SpectralVocoder(nn.Module):
         self.final_norm = nn.LayerNorm(size, eps=1e-6)
         self.head = nn.Linear(size, self.frames_per_mel_frame * (self.n_fft + 2))
 
-    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None, first_frame: int = 0) -> torch.Tensor:
         """(B, T, n_mels) and an optional (B, T) mask -> (B, T * mel hop), zero where masked."""
         frame_mask = None if mask is None else mask[..., None].to(mel.dtype)
         if frame_mask is not None:
@@ -66,7 +66,9 @@ class SpectralVocoder(nn.Module):
         hidden = self.embed(mel.transpose(1, 2)).transpose(1, 2)
         prior = None
         if self.phase_prior_iterations:
-            prior = griffin_lim_spectrum(mel, self.mel_spec, self.n_fft, self.phase_prior_iterations, mask)
+            prior = griffin_lim_spectrum(
+                mel, self.mel_spec, self.n_fft, self.phase_prior_iterations, mask, first_frame
+            )
             hidden = hidden + self.embed_prior(_compressed(prior).to(mel.dtype))
         hidden = self.embed_norm(hidden)
         for block in self.blocks:
@@ -99,8 +101,9 @@ class TimeDomainVocoder(nn.Module):
         super().__init__()
         self.generator = SpeechT5HifiGan(config.hifigan_config())
 
-    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, n_mels) and an optional (B, T) mask -> (B, T * mel hop), zero where masked."""
+    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None, first_frame: int = 0) -> torch.Tensor:
+        """(B, T, n_mels) and an optional (B, T) mask -> (B, T * mel hop), zero where masked; convolutions do not ask
+        where in its utterance the mel begins."""
         generator = self.generator
         if mask is None:
             return generator(mel)
@@ -147,12 +150,14 @@ class VocoderModel(PreTrainedModel):
         elif isinstance(module, ConvNeXtBlock):
             init.constant_(module.branch_scale, 1.0 / self.config.num_layers)
 
-    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, mel: torch.Tensor, mask: torch.Tensor | None = None, first_frame: int = 0) -> torch.Tensor:
         """Synthesises a waveform.
 
         Args:
             mel: natural-log mel (B, T, num_mel_bins) as `MelSpectrogram(MelSpec.from_dict(config.mel))` gives it.
             mask: (B, T) boolean, true on valid frames; padding comes last. Without it every frame is valid.
+            first_frame: where in its utterance the mel begins. Parts synthesised apart then fit together, where they
+                have the frames around them in common.
 
         Returns:
             The waveform (B, T * hop_length) at `config.sampling_rate`, nominally in [-1, 1]; exactly zero in padding.
@@ -165,7 +170,7 @@ class VocoderModel(PreTrainedModel):
             raise ValueError(f"Expected a mel (batch, frames, {bins}), got shape {tuple(mel.shape)}.")
         if mask is not None and mask.shape != mel.shape[:2]:
             raise ValueError(f"Expected a mask of shape {tuple(mel.shape[:2])} like the mel, got {tuple(mask.shape)}.")
-        return self.vocoder(mel, mask)
+        return self.vocoder(mel, mask, first_frame)
 
 
 register(VocoderConfig, AutoModel=VocoderModel)

@@ -17,12 +17,19 @@ def seeded_uniform(seeds: torch.Tensor, salt: int, device: torch.device | str = 
 
 
 def seeded_noise(
-    seeds: torch.Tensor, salt: int, shape: tuple[int, int], device: torch.device | str = "cpu", kind: str = "normal"
+    seeds: torch.Tensor,
+    salt: int,
+    shape: tuple[int, int],
+    device: torch.device | str = "cpu",
+    kind: str = "normal",
+    first: int = 0,
 ) -> torch.Tensor:
     """Noise (B, T, n), drawn frame after frame, so that padding an utterance does not change its own noise.
 
-    kind: "normal" or "gumbel" (standard, for the Gumbel-Softmax trick).
+    kind: "normal" or "gumbel" (standard, for the Gumbel-Softmax trick). first: the frame of the utterance at which the
+    noise begins; a part of an utterance then gets the noise that it has in the whole.
     """
+    shape = (first + shape[0], *shape[1:])
     rows = []
     for generator in _generators(seeds, salt):
         if kind == "normal":
@@ -34,4 +41,4 @@ def seeded_noise(
             rows.append(-(-uniform.log()).log())
         else:
             raise ValueError(f"Unknown kind of noise {kind!r}; use 'normal' or 'gumbel'.")
-    return torch.stack(rows).to(device)
+    return torch.stack(rows)[:, first:].to(device)

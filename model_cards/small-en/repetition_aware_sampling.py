@@ -11,6 +11,7 @@ class RepetitionAwareSampling(LogitsProcessor):
 
     The processor returns scores in which only the drawn token is possible, so it decides and `generate` follows. A
     token is "too often" if it stands at least `limit` times among the last `window` tokens; `exempt` ids never are.
+    `generator` (on the device of the scores) makes the draws independent of what else the process draws.
     """
 
     def __init__(
@@ -21,6 +22,7 @@ class RepetitionAwareSampling(LogitsProcessor):
         window: int = 10,
         limit: int = 1,
         exempt: Sequence[int] = (),
+        generator: torch.Generator | None = None,
     ) -> None:
         if top_k < 1 or not 0.0 < top_p <= 1.0 or temperature <= 0.0:
             raise ValueError(
@@ -29,13 +31,14 @@ class RepetitionAwareSampling(LogitsProcessor):
         self.top_k, self.top_p, self.temperature = top_k, top_p, temperature
         self.window, self.limit = window, limit
         self.exempt = tuple(exempt)
+        self.generator = generator
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         probabilities = (scores.float() / self.temperature).softmax(dim=-1)
         top, order = probabilities.topk(min(self.top_k, scores.shape[-1]), dim=-1)
         # A token belongs to the nucleus while the mass before it is below top_p; the first always does.
         nucleus = top * (top.cumsum(dim=-1) - top < self.top_p)
-        drawn = order.gather(1, torch.multinomial(nucleus, 1))
+        drawn = order.gather(1, torch.multinomial(nucleus, 1, generator=self.generator))
         recent = input_ids[:, -self.window :] if self.window else input_ids[:, :0]
         repeated = (recent == drawn).sum(dim=1, keepdim=True) >= self.limit
         for token in self.exempt:
@@ -43,6 +46,7 @@ class RepetitionAwareSampling(LogitsProcessor):
         if repeated.any():
             others = probabilities.scatter(1, drawn, 0.0)
             usable = others.sum(dim=-1, keepdim=True) > 0
-            again = torch.multinomial(torch.where(usable, others, probabilities), 1)
+            weights = torch.where(usable, others, probabilities)
+            again = torch.multinomial(weights, 1, generator=self.generator)
             drawn = torch.where(repeated, again, drawn)
         return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)

@@ -1,20 +1,32 @@
-"""The text-to-speech pipeline. The file travels with checkpoints, so it imports nothing of this package."""
+"""The text-to-speech pipeline.
+
+The file travels with checkpoints, so it imports nothing of this package but its neighbours in the folder.
+"""
 
 import json
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
+from .long_text import PAUSE_SECONDS, named_part, split_pieces, split_text
+from .voice_tools import VoiceTools
+
 TASK = "text-to-speech"
 SILENCE_PEAK = 1e-4
+VOICE_SUFFIX = ".safetensors"
 
 
-class TextToSpeechPipeline(Pipeline):
+class TextToSpeechPipeline(VoiceTools, Pipeline):
     """Texts to speech, in a built-in voice or in that of a reference recording.
+
+    `stream` speaks while it reads; `clone`, `convert`, `tokenize` and `detokenize` are in `VoiceTools`.
 
     ```python
     speak = pipeline("text-to-speech", model=folder, trust_remote_code=True)
@@ -25,11 +37,12 @@ class TextToSpeechPipeline(Pipeline):
     A text gives {"audio": float32 array (samples,), "sampling_rate": Hz}; a list gives a list, `batch_size` at a time.
     These settings may be given to the constructor and to each call:
 
-    voice (`str`): a built-in voice; by default the first one.
+    voice: a built-in voice by name (by default the first one), a saved one by the path of its .safetensors file, or
+        what `clone` returned.
     reference_audio: a recording whose voice is taken instead: a path, {"array", "sampling_rate"}, or samples (array,
         tensor or list) together with `sampling_rate` (Hz).
     reference_text (`str`): what the recording says; given, the speech continues the recording, which copies the manner
-        of speaking too.
+        of speaking too. transcribe (`bool`): let the model find it out. See `clone`.
     speed (`float`): 0.25 to 4; 2 speaks twice as fast.
     seed (`int`): makes a call repeatable (for the same texts and batch_size).
     num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder.
@@ -68,12 +81,85 @@ class TextToSpeechPipeline(Pipeline):
                 raise ValueError(f"Expected a text (str) or a list of texts, got {type(text).__name__}.")
         return super().__call__(inputs, *args, **kwargs)
 
+    def stream(
+        self,
+        text: str | Iterable[str],
+        chunking: Any = None,
+        pause_seconds: float = PAUSE_SECONDS,
+        progress: Callable[[int, int | None, str], None] | None = None,
+        **settings: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Speech in chunks, the first one before the text is spoken to its end, in memory for one sentence.
+
+        text: of any length, or pieces of it as they come, from a language model say; of these the first clause is
+        spoken as soon as it is complete, then sentences. Sentences follow each other with a pause.
+        chunking: fields of `e2e_tts.modeling.Chunking`, {"first": 6} for instance makes the first sound come earlier.
+        progress(number, count, part): called before each part; count is None for a text that comes in pieces.
+        settings: as in a call.
+
+        Yields {"audio": float32 (samples,), "sampling_rate": Hz, "text": the part that is being spoken, "ids": the
+        chunk's speech tokens (T,), "mel": (frames, n_mels)}; pauses have no ids and no mel.
+
+        Raises at once for settings that cannot be used and, where the text is one string, for an unspeakable one. The
+        iterator raises what a call raises, after the chunks that were good.
+        """
+        _, settings, _ = self._sanitize_parameters(**settings)
+        settings = {**self._forward_params, **settings}
+        count = None
+        if isinstance(text, str):
+            # A text with nothing to speak goes to the frontend as it is, whose message says what is wrong.
+            parts: Iterable[str] = split_text(text) or [text]
+            count = len(parts)
+            self.preprocess(parts[0])
+        else:
+            parts = split_pieces(text)
+        return self._stream_parts(parts, count, chunking, pause_seconds, progress, settings)
+
+    def _stream_parts(
+        self,
+        parts: Iterable[str],
+        count: int | None,
+        chunking: Any,
+        pause_seconds: float,
+        progress: Callable[[int, int | None, str], None] | None,
+        settings: dict[str, Any],
+    ) -> Iterator[dict[str, Any]]:
+        rate = self.model.config.sampling_rate
+        number = 0
+        for number, part in enumerate(parts, 1):
+            if progress is not None:
+                progress(number, count, part)
+            if number > 1 and pause_seconds > 0:
+                yield {"audio": np.zeros(round(pause_seconds * rate), np.float32), "sampling_rate": rate, "text": part}
+            with named_part(part, number, count):
+                yield from self._stream_part(part, chunking, settings)
+        if number == 0:
+            raise ValueError("There was nothing to speak in the text.")
+
+    def _stream_part(self, part: str, chunking: Any, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        inputs = self._ensure_tensor_on_device(self.preprocess(part), device=self.device)
+        peak = 0.0
+        # Closed when the reader leaves: the LM stops then, and does not wait for the garbage collector.
+        with closing(self.model.generate_stream(**inputs, chunking=chunking, **settings)) as chunks:
+            for chunk in chunks:
+                audio = checked_audio(chunk["audio"][0])
+                peak = max(peak, float(np.abs(audio).max()))
+                yield {
+                    "audio": audio,
+                    "sampling_rate": self.model.config.sampling_rate,
+                    "text": part,
+                    "ids": chunk["ids"][0].cpu().numpy(),
+                    "mel": chunk["mel"][0].float().cpu().numpy(),
+                }
+        check_audible(peak)
+
     def _sanitize_parameters(
         self,
-        voice: str | None = None,
+        voice: Any = None,
         reference_audio: Any = None,
         sampling_rate: int | None = None,
         reference_text: str | None = None,
+        transcribe: bool = False,
         speed: float | None = None,
         seed: int | None = None,
         num_steps: int | None = None,
@@ -92,7 +178,8 @@ class TextToSpeechPipeline(Pipeline):
             "top_p": (top_p, 1e-6, 1.0),
         }
         if unknown:
-            names = ["voice", "reference_audio", "sampling_rate", "reference_text", "seed", *numbers, "batch_size"]
+            reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")
+            names = ["voice", *reference, "seed", *numbers, "batch_size"]
             raise TypeError(f"Unknown settings {sorted(unknown)}; this pipeline knows {', '.join(names)}.")
         settings: dict[str, Any] = {} if seed is None else {"seed": int(seed)}
         for name, (value, low, high) in numbers.items():
@@ -104,29 +191,25 @@ class TextToSpeechPipeline(Pipeline):
         if voice is not None:
             if reference_audio is not None:
                 raise ValueError("Give either a voice or reference_audio, not both.")
-            if voice not in self.model.config.voices:
-                raise ValueError(f"Unknown voice {voice!r}; this model has {sorted(self.model.config.voices)}.")
-            settings["voice"] = voice
-        if reference_audio is None and (reference_text is not None or sampling_rate is not None):
-            raise ValueError("reference_text and sampling_rate describe a reference_audio, which was not given.")
+            settings["voice"] = self._find_voice(voice)
+        if reference_audio is None and (reference_text is not None or sampling_rate is not None or transcribe):
+            raise ValueError(
+                "reference_text, transcribe and sampling_rate are about a reference_audio, which was not given."
+            )
         if reference_audio is not None:
-            settings |= self._reference(reference_audio, sampling_rate, reference_text)
+            settings["voice"] = self.clone(reference_audio, sampling_rate, reference_text, transcribe)
         return {}, settings, {}
 
-    def _reference(self, audio: Any, sampling_rate: int | None, text: str | None) -> dict[str, torch.Tensor]:
-        if isinstance(audio, str | Path):
-            audio, sampling_rate = read_audio(audio)
-        elif isinstance(audio, dict):
-            missing = {"array", "sampling_rate"} - set(audio)
-            if missing:
-                raise ValueError(f"A reference_audio dictionary lacks {sorted(missing)}.")
-            audio, sampling_rate = audio["array"], audio["sampling_rate"]
-        features = self.processor(audio=audio, sampling_rate=sampling_rate)
-        if len(features["reference_features"]) != 1:
-            raise ValueError("Give one reference recording, not several.")
-        if text is not None:
-            features["prompt_text_ids"] = self.processor(text=text)["text_ids"]
-        return dict(features)
+    def _find_voice(self, voice: Any) -> Any:
+        """A built-in voice's name as it is, a file as the voice in it. Raises ValueError for what is neither."""
+        known = sorted(self.model.config.voices)
+        if str(voice) in known or hasattr(voice, "embedding"):
+            return voice
+        if not isinstance(voice, str | Path):
+            raise ValueError(f"A voice is a name, a file or what clone returned, got {type(voice).__name__}.")
+        if Path(voice).suffix == VOICE_SUFFIX:
+            return self.load_voice(voice)
+        raise ValueError(f"Unknown voice {voice!r}; this model has {known}, or give the {VOICE_SUFFIX} file of one.")
 
     def preprocess(self, inputs: str) -> dict[str, torch.Tensor]:
         return dict(self.processor(text=inputs))
@@ -138,12 +221,9 @@ class TextToSpeechPipeline(Pipeline):
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> dict[str, Any]:
         length = int(model_outputs["audio_lengths"].reshape(-1)[0])
-        audio = model_outputs["audio"].reshape(-1)[:length].float().cpu()
-        if not bool(torch.isfinite(audio).all()):
-            raise RuntimeError("The model gave samples that are not finite; try another seed, or load it in float32.")
-        if audio.numel() == 0 or float(audio.abs().max()) < SILENCE_PEAK:
-            raise RuntimeError("The model gave silence; try another seed or another text.")
-        return {"audio": audio.numpy(), "sampling_rate": self.model.config.sampling_rate}
+        audio = checked_audio(model_outputs["audio"].reshape(-1)[:length])
+        check_audible(float(np.abs(audio).max(initial=0.0)))
+        return {"audio": audio, "sampling_rate": self.model.config.sampling_rate}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves model, processor and this file; `pipeline("text-to-speech", model=save_directory,
@@ -159,15 +239,15 @@ class TextToSpeechPipeline(Pipeline):
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def read_audio(path: str | Path) -> tuple[Any, int]:
-    """Samples (samples,) or (samples, channels) and their rate in Hz. Raises ValueError for what cannot be read."""
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError("Reading a recording from a path needs soundfile: pip install soundfile") from error
-    if not Path(path).is_file():
-        raise ValueError(f"There is no recording {path}.")
-    try:
-        return soundfile.read(path, dtype="float32")
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as audio: {error}") from error
+def checked_audio(audio: torch.Tensor) -> np.ndarray:
+    """Samples (samples,) as float32. Raises RuntimeError for samples that are not finite."""
+    audio = audio.float().cpu()
+    if not bool(torch.isfinite(audio).all()):
+        raise RuntimeError("The model gave samples that are not finite; try another seed, or load it in float32.")
+    return audio.numpy()
+
+
+def check_audible(peak: float) -> None:
+    """Raises RuntimeError for speech whose largest absolute sample is next to nothing."""
+    if peak < SILENCE_PEAK:
+        raise RuntimeError("The model gave silence; try another seed or another text.")

@@ -35,6 +35,7 @@ class FlowDecoderModel(PreTrainedModel):
     base_model_prefix = "decoder"
     main_input_name = "codes"
     _no_split_modules = ("DiTBlock",)
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: FlowDecoderConfig) -> None:
         super().__init__(config)
@@ -137,11 +138,13 @@ class FlowDecoderModel(PreTrainedModel):
         mel: torch.Tensor,
         seeds: torch.LongTensor,
         speaker_embedding: torch.Tensor | None = None,
+        only_prior: bool = False,
     ) -> FlowDecoderOutput:
         """The conditional flow-matching loss on x_t = (1 - t) n + t x with target x - n.
 
         codes (B, T, D), mask (B, T), mel (B, T * frames_per_token, n_mels) natural-log; seeds (B,) key time, noise,
-        prompt length and condition dropout of every utterance, so the loss does not depend on the batch.
+        prompt length and condition dropout of every utterance, so the loss does not depend on the batch. only_prior
+        regresses the mel without running the transformer, at a tenth of the cost.
         """
         config = self.config
         mask = mask.bool()
@@ -153,12 +156,20 @@ class FlowDecoderModel(PreTrainedModel):
             )
         condition, prior, voice = self.condition(codes, mask, speaker_embedding)
         target = self.normalise(mel) * frame_mask[..., None]
+        lengths = frame_mask.sum(dim=1)
+        output = FlowDecoderOutput()
+        if prior is not None:
+            error = (prior - target).square().mean(dim=-1) * frame_mask
+            output.loss_prior = (error.sum(dim=1) / lengths.clamp_min(1)).mean()
+        if only_prior:
+            if prior is None:
+                raise ValueError("only_prior needs a decoder that regresses the mel: set use_prior in its config.")
+            return output
         time = seeded_uniform(seeds, TIME, mel.device)
         if config.time_sampling == "logit_normal":
             time = torch.special.ndtri(time.clamp(1e-4, 1 - 1e-4)).sigmoid()
         noise = seeded_noise(seeds, NOISE, target.shape[1:], mel.device).to(target.dtype)
         x = (1 - time)[:, None, None] * noise + time[:, None, None] * target
-        lengths = frame_mask.sum(dim=1)
         draw = seeded_uniform(seeds, PROMPT, mel.device)
         # One draw gives both decisions: below prompt_probability there is a prompt, its place in the range the length.
         fraction = (draw / max(config.prompt_probability, 1e-6)).clamp_max(1.0) * config.max_prompt_fraction
@@ -169,12 +180,7 @@ class FlowDecoderModel(PreTrainedModel):
         velocity = self.velocity(x, time, condition, prior, voice, prompt, keep, frame_mask)
         in_loss = (frame_mask & ~is_prompt).to(target.dtype)
         error = (velocity - (target - noise)).square().mean(dim=-1)
-        output = FlowDecoderOutput(
-            loss_flow=((error * in_loss).sum(dim=1) / in_loss.sum(dim=1).clamp_min(1)).mean()
-        )
-        if prior is not None:
-            error = (prior - target).square().mean(dim=-1) * frame_mask
-            output.loss_prior = (error.sum(dim=1) / lengths.clamp_min(1)).mean()
+        output.loss_flow = ((error * in_loss).sum(dim=1) / in_loss.sum(dim=1).clamp_min(1)).mean()
         return output
 
     @torch.no_grad()
@@ -189,12 +195,14 @@ class FlowDecoderModel(PreTrainedModel):
         guidance: float = 0.7,
         temperature: float = 1.0,
         schedule: str = "cosine",
+        first_frame: int = 0,
     ) -> torch.Tensor:
         """Euler integration from noise to natural-log mel (B, T * frames_per_token, n_mels).
 
         prompt_mel (B, P, n_mels): the true mel of the first P frames, which `codes` must cover; they come back as they
         are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "cosine" takes smaller steps near the noise,
-        "linear" equal ones.
+        "linear" equal ones. first_frame: where in its utterance frame 0 stands, which keys the noise: a part decoded by
+        itself starts from the noise that it has in the whole.
         """
         if num_steps < 1:
             raise ValueError(f"The solver needs at least one step, got num_steps={num_steps}.")
@@ -204,7 +212,7 @@ class FlowDecoderModel(PreTrainedModel):
         condition, prior, voice = self.condition(codes, mask, speaker_embedding)
         shape = (frame_mask.shape[1], self.config.mel["num_mel_bins"])
         seeds = torch.zeros(batch, dtype=torch.long) if seeds is None else seeds
-        x = seeded_noise(seeds, NOISE, shape, codes.device).to(condition.dtype) * temperature
+        x = seeded_noise(seeds, NOISE, shape, codes.device, first=first_frame).to(condition.dtype) * temperature
         prompt = torch.zeros_like(x)
         if prompt_mel is not None:
             if prompt_mel.shape[1] > shape[0]:

@@ -85,6 +85,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _no_split_modules = ("Qwen3DecoderLayer",)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     _supports_attention_backend = True
 
     def __init__(self, config: SpeechLMConfig) -> None:
@@ -272,13 +273,14 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         repetition_limit: int = 3,
         min_tokens_per_symbol: float = 0.5,
         max_tokens_per_symbol: float = 8.0,
+        generator: torch.Generator | None = None,
         **kwargs,
     ) -> GeneratedCodes:
         """Samples codes for text (B, N), optionally continuing prompt_ids (B, P) whose text begins `text_ids`.
 
         The length lies between min and max_tokens_per_symbol times the row's number of text tokens (less the
         prompt's); END_OF_SPEECH is impossible before, and a row that reached the limit is not `finished`.
-        `temperature` 0 is greedy.
+        `temperature` 0 is greedy. `generator` draws the codes; by default the process's own does.
         kwargs go to `GenerationMixin.generate` (a streamer, say).
         """
         embeds, mask, positions, first = self.embed_prefix(text_ids, text_mask, speaker_embedding, tokens_per_symbol)
@@ -292,12 +294,17 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         symbols = mask[:, : text_ids.shape[1] + 3].sum(dim=1) - 3
         shortest = ((symbols * min_tokens_per_symbol).long() - prompt_length).clamp_min(1)
         longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long() - prompt_length)
-        sample = temperature > 0
         processors = LogitsProcessorList([LengthLimits(shortest, longest, self.end_token_id)])
-        if sample:
+        if temperature > 0:
             processors.append(
                 RepetitionAwareSampling(
-                    top_k, top_p, temperature, repetition_window, repetition_limit, exempt=(self.end_token_id,)
+                    top_k,
+                    top_p,
+                    temperature,
+                    repetition_window,
+                    repetition_limit,
+                    exempt=(self.end_token_id,),
+                    generator=generator,
                 )
             )
         self._generation_keys = self.code_keys(self.quantizer.codebook)
@@ -307,8 +314,8 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
                 attention_mask=mask.long(),
                 position_ids=positions,
                 max_new_tokens=int(longest.max()),
-                do_sample=sample,
-                top_k=0,
+                # The processor draws and leaves one code possible: nothing is left to sample.
+                do_sample=False,
                 logits_processor=processors,
                 eos_token_id=self.end_token_id,
                 pad_token_id=self.end_token_id,

@@ -60,6 +60,7 @@ class RewardModel(PreTrainedModel):
     main_input_name = "codes"
     _no_split_modules = ("ParakeetEncoderBlock",)
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: RewardModelConfig) -> None:
         super().__init__(config)

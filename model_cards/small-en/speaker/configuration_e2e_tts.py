@@ -19,6 +19,8 @@ class SpeechEncoderConfig(PreTrainedConfig):
 
     encoder_config (`ParakeetEncoderConfig`): the Conformer below FSQ, subsampling included.
     mel (`dict`): the features it reads (fields of `MelSpec`).
+    mel_normalization (`str`): "fixed" takes mel_mean and mel_std; "utterance" the mean and deviation of every bin over
+        the utterance, which is what pretrained Parakeet encoders have learned on.
     levels (`list[int]`): FSQ levels per dimension; 3 ** 8 = 6561 codes in the paper.
     bounding (`str`): "sigmoid" keeps the outer levels in use, "tanh" is the classic form.
     conv_norm (`str`): "layer" makes the Conformer batch-invariant in training; "batch" keeps a pretrained encoder's
@@ -34,6 +36,7 @@ class SpeechEncoderConfig(PreTrainedConfig):
     mel: dict | None = None
     mel_mean: float = -5.0
     mel_std: float = 2.5
+    mel_normalization: Literal["fixed", "utterance"] = "fixed"
     levels: list[int] | None = None
     bounding: Literal["sigmoid", "tanh"] = "sigmoid"
     conv_norm: Literal["layer", "batch"] = "layer"
@@ -214,6 +217,7 @@ class E2ETTSConfig(PreTrainedConfig):
     Modules that disagree on the mel, the code levels, the frames per token or the speaker width are refused.
 
     voices (`dict[str, float]`): built-in voices and their speaking rates in speech tokens per text token.
+    sampling (`dict`): what `generate` takes for temperature, top_k and top_p where a call does not say.
     default_tokens_per_symbol (`float`): the rate for a voice whose own is unknown.
     """
 
@@ -234,6 +238,7 @@ class E2ETTSConfig(PreTrainedConfig):
     speaker_config: dict | PreTrainedConfig | None = None
     vocoder_config: dict | PreTrainedConfig | None = None
     voices: dict | None = None
+    sampling: dict | None = None
     default_tokens_per_symbol: float = 2.0
     initializer_range: float = 0.02
 
@@ -250,6 +255,7 @@ class E2ETTSConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.voices = dict(self.voices or {})
+        self.sampling = dict(self.sampling or {})
         self.check_composition()
 
     @property
@@ -267,6 +273,11 @@ class E2ETTSConfig(PreTrainedConfig):
         difference = decoder_mel.differences(MelSpec.from_dict(self.vocoder_config.mel))
         if difference:
             raise ValueError(f"The decoder's and the vocoder's mel differ ({difference}); retrain or replace one.")
+        difference = MelSpec.from_dict(encoder.mel).differences(MelSpec.from_dict(self.speaker_config.mel))
+        if difference:
+            raise ValueError(
+                f"The tokenizer's and the speaker encoder's mel differ ({difference}); both hear the reference clip."
+            )
         rate = decoder_mel.frames_per_second / decoder.frames_per_token
         if abs(rate - encoder.token_rate) > 1e-6:
             raise ValueError(
@@ -275,6 +286,12 @@ class E2ETTSConfig(PreTrainedConfig):
             )
         if abs(self.lm_config.token_rate - encoder.token_rate) > 1e-6:
             raise ValueError(f"Token rates differ: encoder {encoder.token_rate}, LM {self.lm_config.token_rate}.")
+        states = self.lm_config.text_config.hidden_size
+        if decoder.hidden_condition_size not in (0, states):
+            raise ValueError(
+                f"The decoder reads LM states of width {decoder.hidden_condition_size} (hidden_condition_size), but "
+                f"the LM's have {states} (text_config.hidden_size)."
+            )
         width = self.speaker_config.embedding_size
         for name in ("reward_config", "lm_config", "decoder_config"):
             if getattr(self, name).speaker_dim not in (0, width):

@@ -1,0 +1,217 @@
+"""Texts of any length: split at the ends of sentences, spoken one by one, joined with short pauses.
+
+The file travels with checkpoints.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+# Speech is trained on utterances of a few seconds; about 15 letters are spoken in one, and 4 ideographs.
+MAX_CHARACTERS = 160
+MIN_CHARACTERS = 25
+IDEOGRAPH_CHARACTERS = 4
+PAUSE_SECONDS = 0.3
+# Sampling now and then finds no end; another draw usually does.
+ATTEMPTS = 3
+
+_CLOSERS = "\"'”’)\\]」』）》"
+_ABBREVIATIONS = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bNo)(?<!\b[A-Za-z])"
+_SENTENCE_END = re.compile(
+    rf"(?:(?<=[!?…])|{_ABBREVIATIONS}(?<=\w)\.|(?<!\w)\.)[{_CLOSERS}]*\s+|(?<=[。！？])[{_CLOSERS}]*\s*|\n\s*\n"
+)
+_CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[，、；：])\s*")
+_WORD_END = re.compile(r"\s+")
+_IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+
+
+class TextSplitter:
+    """Parts of a text that arrives in pieces, the same however it is cut into pieces.
+
+    A part is a sentence, at most `max_characters` long unless one word is longer; longer sentences are cut after a
+    comma, else between words. A very short sentence is put together with the next. Parts without any letter or digit
+    are left out, and nothing else is. With `eager` the first part may already end with a clause, for speech to start
+    early. An ideograph counts as four characters.
+    """
+
+    def __init__(self, max_characters: int = MAX_CHARACTERS, eager: bool = False) -> None:
+        self.max_characters = max_characters
+        self.eager = eager
+        self._text = ""  # what no part holds yet
+        self._short = ""  # sentences waiting for the next one
+
+    def push(self, piece: str) -> Iterator[str]:
+        """Takes more text and yields the parts that are now complete."""
+        self._text = (self._text + piece).lstrip()
+        while (end := self._next_end()) is not None:
+            yield from self._take(end)
+
+    def finish(self) -> Iterator[str]:
+        """Yields what is left once no more text comes."""
+        yield from self.push("")
+        yield from self._take(len(self._text))
+        if _is_spoken(self._short):
+            yield self._short
+        self._short = ""
+
+    def _next_end(self) -> int | None:
+        """Where the first part of the text ends, if it is known by now."""
+        found = _first_end(_SENTENCE_END, self._text)
+        sentence = self._text[:found].rstrip()
+        if self.eager:
+            clause = _first_end(_CLAUSE_END, self._text, lambda end: _length(self._text[:end]) >= MIN_CHARACTERS)
+            if clause is not None and (found is None or clause < found):
+                return clause if _length(self._text[:clause].rstrip()) <= self.max_characters else self._cut(found)
+        if _length(sentence) > self.max_characters:
+            return self._cut(found)
+        return found
+
+    def _cut(self, sentence_end: int | None) -> int | None:
+        """The end of as many clauses, else words, of a long sentence as fit, else of its first word; None if not even
+        that has come."""
+
+        first_word = None
+        for pattern in (_CLAUSE_END, _WORD_END):
+            fitting = None
+            for match in pattern.finditer(self._text):
+                end = match.end()
+                if end == len(self._text):
+                    break
+                first_word = end if pattern is _WORD_END and first_word is None else first_word
+                if _length(self._text[:end].rstrip()) > self.max_characters:
+                    break
+                fitting = end
+            if fitting is not None:
+                return fitting
+        return min((end for end in (first_word, sentence_end) if end is not None), default=None)
+
+    def _take(self, end: int) -> Iterator[str]:
+        part, self._text = self._text[:end].strip(), self._text[end:].lstrip()
+        if self._short and _length(self._short) + 1 + _length(part) <= self.max_characters:
+            part, self._short = f"{self._short} {part}".strip(), ""
+        elif self._short:
+            if _is_spoken(self._short):
+                self.eager = False
+                yield self._short
+            self._short = ""
+        if _length(part) < MIN_CHARACTERS:
+            self._short = part
+        elif _is_spoken(part):
+            self.eager = False
+            yield part
+
+
+def _first_end(pattern: re.Pattern, text: str, wanted: Callable[[int], bool] = lambda end: True) -> int | None:
+    """The end of the first match after which the text goes on: at its very end more could belong to the match."""
+    ends = (match.end() for match in pattern.finditer(text))
+    return next((end for end in ends if end < len(text) and wanted(end)), None)
+
+
+def _length(text: str) -> int:
+    return len(text) + (IDEOGRAPH_CHARACTERS - 1) * len(_IDEOGRAPH.findall(text))
+
+
+def _is_spoken(part: str) -> bool:
+    return any(character.isalnum() for character in part)
+
+
+def split_text(text: str, max_characters: int = MAX_CHARACTERS) -> list[str]:
+    """The parts of a whole text in order; see `TextSplitter`."""
+    splitter = TextSplitter(max_characters)
+    return [*splitter.push(text), *splitter.finish()]
+
+
+def split_pieces(pieces: Iterable[str], max_characters: int = MAX_CHARACTERS) -> Iterator[str]:
+    """The parts of a text that arrives in pieces, each as soon as it is complete, the first after its first clause."""
+    splitter = TextSplitter(max_characters, eager=True)
+    for piece in pieces:
+        if not isinstance(piece, str):
+            raise ValueError(f"Expected pieces of text (str), got {type(piece).__name__}.")
+        yield from splitter.push(piece)
+    yield from splitter.finish()
+
+
+def speak_parts(
+    pipe: Callable[..., dict[str, Any]],
+    text: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    pause_seconds: float = PAUSE_SECONDS,
+    attempts: int = ATTEMPTS,
+    **settings: Any,
+) -> Iterator[dict[str, Any]]:
+    """Speaks a text of any length with a TextToSpeechPipeline, part by part, in memory for one part.
+
+    Yields {"audio": float32 (samples,), "sampling_rate": Hz, "text": the part}; every part but the first begins with a
+    pause, so the parts put together are the speech. progress(number, count, part) is called before each part. Where
+    speech fails (it finds no end, say), it is tried again, with a seed given with that plus 1, 2 and so on.
+
+    Raises what the pipeline raises, naming the part where there are several.
+    """
+    settings = _with_one_voice(pipe, settings)
+    # A text with nothing to speak goes to the pipeline as it is, whose message says what is wrong.
+    parts = split_text(text) or [text]
+    for number, part in enumerate(parts, 1):
+        if progress is not None:
+            progress(number, len(parts), part)
+        with named_part(part, number, len(parts)):
+            speech = _speak(pipe, part, attempts, settings)
+        if number > 1:
+            pause = np.zeros(round(pause_seconds * speech["sampling_rate"]), dtype=np.float32)
+            speech["audio"] = np.concatenate([pause, speech["audio"]])
+        yield {**speech, "text": part}
+
+
+def speak_long(
+    pipe: Callable[..., dict[str, Any]],
+    text: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    pause_seconds: float = PAUSE_SECONDS,
+    attempts: int = ATTEMPTS,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The speech of `speak_parts` as one: {"audio": float32 (samples,), "sampling_rate": Hz}."""
+    parts = list(speak_parts(pipe, text, progress, pause_seconds, attempts, **settings))
+    return {
+        "audio": np.concatenate([part["audio"] for part in parts]),
+        "sampling_rate": parts[0]["sampling_rate"],
+    }
+
+
+@contextmanager
+def named_part(part: str, number: int, count: int | None) -> Iterator[None]:
+    """Adds to a ValueError or RuntimeError which part of a text it is about. count: None if not known."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if count == 1:
+            raise
+        of = f" of {count}" if count else ""
+        raise type(error)(f"{error} (In part {number}{of}: {part!r})") from error
+
+
+def _speak(pipe: Callable[..., dict[str, Any]], part: str, attempts: int, settings: dict[str, Any]) -> dict[str, Any]:
+    for attempt in range(attempts):
+        again = settings if settings.get("seed") is None else {**settings, "seed": settings["seed"] + attempt}
+        try:
+            return pipe(part, **again)
+        except RuntimeError:
+            if attempt == attempts - 1:
+                raise
+    raise ValueError(f"attempts must be at least 1, got {attempts}.")
+
+
+def _with_one_voice(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which a reference recording has become a voice, so that it is listened to once."""
+    if settings.get("reference_audio") is None:
+        return settings
+    settings = dict(settings)
+    voice = pipe.clone(
+        settings.pop("reference_audio"),
+        settings.pop("sampling_rate", None),
+        settings.pop("reference_text", None),
+        settings.pop("transcribe", False),
+    )
+    return {**settings, "voice": voice}
