@@ -1,6 +1,7 @@
 """Streaming: the same speech however the tokens arrive, early, without clicks, and stopped when nobody listens."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -153,6 +154,17 @@ def test_leaving_stops_the_lm(tiny_model):
     assert any(thread.name.startswith("speech-tokens") for thread in threading.enumerate())
     stream.close()
     assert not any(thread.name.startswith("speech-tokens") for thread in threading.enumerate())
+
+
+def test_streams_side_by_side_are_as_alone(model):
+    def stream(seed: int) -> torch.Tensor:
+        chunks = model.generate_stream(TEXT, seed=seed, num_steps=1, chunking=SMALL, min_tokens_per_symbol=3.0)
+        return joined(list(chunks), "audio")
+
+    alone = [stream(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(stream, range(4)))
+    assert all(torch.equal(*pair) for pair in zip(alone, together, strict=True))
 
 
 def test_errors(tiny_model):
