@@ -1,0 +1,47 @@
+"""The README is executed: its Python blocks speak, its commands exist and explain themselves."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+HELP = re.findall(r"^python -m (\S+) --help$", TEXT, re.MULTILINE)
+RECIPES = re.findall(r"--recipe (\w+)", TEXT)
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks_speak(block, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    found = names.get("speech", names.get("audio", names.get("chunks")))
+    parts = found if isinstance(found, list) else [found]
+    for part in parts:
+        samples = np.asarray(part["audio"] if isinstance(part, dict) else part)
+        assert samples.size and np.isfinite(samples).all() and np.abs(samples).max() > 0.01
+
+
+@pytest.mark.parametrize("module", HELP)
+def test_commands_explain_themselves(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    assert end.value.code in (0, None)
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_recipes_that_are_named_exist():
+    assert RECIPES
+    for name in RECIPES:
+        assert (ROOT / "trainers" / "recipes" / f"{name}.yaml").is_file(), name
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
