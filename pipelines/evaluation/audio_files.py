@@ -1,6 +1,7 @@
-"""Reading recordings of any common format, wherever they lie."""
+"""Recordings of any common format, wherever they lie; speech as wavs."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,12 @@ def find_recording(folder: Path, name: str) -> Path | None:
     """The file of a folder that is called `name`, its suffix optional; None if there is none."""
     candidates = [folder / name, *(folder / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES)]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def write_speech(path: Path, waveform: np.ndarray, sampling_rate: int) -> None:
+    """Writes a waveform (samples,) as 16-bit wav, aside and renamed: a file that exists is taken for done."""
+    import soundfile
+
+    aside = path.with_suffix(".part")
+    soundfile.write(aside, waveform.clip(-1.0, 1.0), sampling_rate, format="WAV", subtype="PCM_16")
+    os.replace(aside, path)

@@ -18,7 +18,14 @@ from .judges import AUTO, hub_has, load_normaliser, load_quality_judge, load_rec
 from .judging import RECORDING, SPEECH, JudgedClip, Judges, SpeakerReferences, judge_clips
 from .options import NONE, EvaluationOptions, parse_pairs, parse_settings
 from .report import EvaluationReport
-from .results_folder import ResultsFolder, fingerprint, fingerprint_clip, fingerprint_files, write_text
+from .results_folder import (
+    ResultsFolder,
+    fingerprint,
+    fingerprint_checkpoint,
+    fingerprint_clip,
+    fingerprint_files,
+    write_text,
+)
 from .summary import Statistics, summarise
 from .synthesis import Speaker, SynthesisSettings, synthesise
 from .utterances import Columns, Utterance, UtteranceSet, read_dataset, read_list
@@ -156,8 +163,7 @@ def model_version(model: str) -> str:
     Raises ValueError for what is neither a folder with a config.json nor a model that the Hub gives.
     """
     if (Path(model) / "config.json").is_file():
-        files = [Path(model) / "config.json", *Path(model).rglob("*.safetensors")]
-        return fingerprint_files(files)
+        return fingerprint_checkpoint(model)
     if Path(model).exists() or not hub_has(model):
         raise ValueError(f"{model} is not a checkpoint: no folder with a config.json, and the Hub does not give it.")
     from huggingface_hub import hf_hub_download

@@ -13,6 +13,7 @@ from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.trainers.speech_data import load_prepared
 
 from ..release import load_checkpoint
+from .results_folder import fingerprint, fingerprint_checkpoint
 
 
 def load_composite(folder: str, modules: Sequence[str] = ()) -> E2ETTSModel:
@@ -27,6 +28,13 @@ def load_composite(folder: str, modules: Sequence[str] = ()) -> E2ETTSModel:
             raise ValueError(f"A module is NAME=FOLDER with the folder of a saved module, got {entry!r}.")
         model.replace_module(name, AutoModel.from_pretrained(place, dtype=torch.float32))
     return model.eval()
+
+
+def composite_version(folder: str, modules: Sequence[str] = ()) -> str:
+    """A hash of what `load_composite` loads, which tells two states of a checkpoint in the same folder apart."""
+    replaced = [entry.partition("=") for entry in modules]
+    parts = [part for name, _, place in replaced for part in (name, fingerprint_checkpoint(place))]
+    return fingerprint([fingerprint_checkpoint(folder), *parts])
 
 
 def select_rows(folders: Sequence[str], split: str, sources: Sequence[str] = (), limit: int | None = None) -> Dataset:
@@ -50,7 +58,7 @@ def select_rows(folders: Sequence[str], split: str, sources: Sequence[str] = (),
 
 @dataclass
 class Voices:
-    """The voice of every held-out row, from *other* clips of its speaker, so that no clip tells of itself.
+    """The voice of every held-out row.
 
     embedding (rows, S): unit vectors. seconds_per_symbol (rows,): speaking rate in seconds per text token.
     alone: number of rows whose speaker has no other clip; they use their own.
@@ -62,7 +70,8 @@ class Voices:
 
     @classmethod
     def of_rows(cls, rows: Dataset, folders: Sequence[str]) -> "Voices":
-        """Means over all other clips, of any split, of each row's speaker in the annotated data sets `folders`."""
+        """From all *other* clips, of any split, of each row's speaker in the annotated data sets `folders`: no clip
+        tells of itself."""
         columns = ["id", "speaker", "speaker_embedding", "seconds", "text_ids"]
         if missing := sorted(set(columns) - set(rows.column_names)):
             raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.annotate on them first.")
@@ -80,3 +89,12 @@ class Voices:
             speeds.append(rates[chosen].mean())
         embedding = torch.nn.functional.normalize(torch.from_numpy(np.stack(vectors)), dim=-1)
         return cls(embedding, torch.tensor(speeds, dtype=torch.float32), alone)
+
+    @classmethod
+    def built_in(cls, model: E2ETTSModel, name: str, rows: int) -> "Voices":
+        """A built-in voice for all rows. Raises ValueError for a voice that the model does not have."""
+        known = list(model.config.voices)
+        if name not in known:
+            raise ValueError(f"Unknown voice {name!r}; the model has {known}.")
+        seconds = model.config.voices[name] / model.config.encoder_config.token_rate
+        return cls(model.voice_embeddings[known.index(name)].expand(rows, -1), torch.full((rows,), seconds), 0)

@@ -4,20 +4,20 @@ python -m e2e_tts.pipelines.evaluation.held_out_speech --model runs/end_to_end/f
     --split dev --output DIR
 
 Writes DIR/speech/ (from the text) and DIR/reconstruction/ (from the recording's own tokens), one wav a sentence, and
-DIR/texts.tsv for e2e_tts.pipelines.evaluation.scoring. A sentence is spoken in the voice and at the rate of its
-speaker's other clips. Speech that fails is written as silence, which scoring counts as all words lost. What is there
-already is not spoken again: a killed run goes on with the same command.
+DIR/texts.tsv for e2e_tts.pipelines.evaluation.scoring; where asked for, also DIR/vocoder/ (from the recording's mel)
+and DIR/recording/. A sentence is spoken in the voice and at the rate of its speaker's other clips. Speech that fails is
+written as silence, which scoring counts as all words lost. What is there already is not spoken again: a killed run goes
+on with the same command, and other checkpoints, sentences or settings are refused.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -25,9 +25,13 @@ from tqdm.auto import tqdm
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError
 from e2e_tts.trainers.speech_data import Collator, SpeechDataset
 
-from .held_out import Voices, load_composite, select_rows
+from .audio_files import write_speech
+from .held_out import Voices, composite_version, load_composite, select_rows
+from .results_folder import ResultsFolder, fingerprint, write_text
 
-CONDITIONS = ("speech", "reconstruction")
+CONDITIONS = ("recording", "vocoder", "reconstruction", "speech")
+"""Renderings of a held-out row, each of which loses what the one before it lost and something more."""
+SPOKEN = ("speech", "reconstruction")
 SILENCE_SECONDS = 0.5
 
 
@@ -45,6 +49,16 @@ class HeldOutSpeaker:
         self.model.eval()
         self.collate = Collator.for_model(self.model.config)
         self.token_rate = self.model.config.encoder_config.token_rate
+
+    def recording(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
+        """As it is: waveform (samples,)."""
+        return item["waveform"]
+
+    @torch.no_grad()
+    def vocoder(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
+        """From the recording's mel: waveform (samples,)."""
+        batch = self.collate([item])
+        return self.model.vocoder(batch.get("mel", batch["input_features"]))[0].numpy()
 
     @torch.no_grad()
     def speech(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
@@ -78,9 +92,21 @@ class HeldOutSpeaker:
         return model.vocoder(mel)[0].numpy()
 
     def write(
-        self, rows: Dataset, voices: Voices, folder: Path, conditions: Sequence[str] = CONDITIONS
+        self, rows: Dataset, voices: Voices, folder: Path, version: str, conditions: Sequence[str] = SPOKEN
     ) -> dict[str, list[str]]:
-        """Writes what is missing; returns the sentences whose speech failed, by condition."""
+        """Writes what is missing; returns the sentences whose speech failed, by condition.
+
+        version: of the checkpoint, as `composite_version` gives it. Raises ValueError for a folder with speech of
+        another checkpoint, of other rows or settings.
+        """
+        texts = [" ".join(text.split()) for text in rows["text"][:]]
+        settings = {
+            "checkpoint": version,
+            "rows": fingerprint([*rows["id"][:], *texts]),
+            "voices": fingerprint(part.numpy().tobytes() for part in (voices.embedding, voices.seconds_per_symbol)),
+            **{name: getattr(self, name) for name in ("steps", "guidance", "seed", "sampling")},
+        }
+        ResultsFolder(folder, settings)
         dataset = SpeechDataset(rows, self.collate.audio_spec)
         rate = self.model.sampling_rate
         failed: dict[str, list[str]] = {condition: [] for condition in conditions}
@@ -98,13 +124,26 @@ class HeldOutSpeaker:
                 except SpeechGenerationError:
                     failed[condition].append(item["text"])
                     audio = np.zeros(round(SILENCE_SECONDS * rate), dtype=np.float32)
-                # Renamed when complete, since a file that exists is taken for done.
-                aside = path.with_suffix(".part")
-                soundfile.write(aside, audio.clip(-1.0, 1.0), rate, format="WAV", subtype="PCM_16")
-                os.replace(aside, path)
-        lines = [f"{index:04d}\t{' '.join(text.split())}\n" for index, text in enumerate(rows["text"][:])]
-        (folder / "texts.tsv").write_text("".join(lines), encoding="utf-8")
+                write_speech(path, audio, rate)
+        write_text(folder / "texts.tsv", "".join(f"{index:04d}\t{text}\n" for index, text in enumerate(texts)))
         return failed
+
+
+def add_rendering_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say how speech is rendered; `rendering_settings` reads them."""
+    parser.add_argument("--steps", type=int, default=10, help="of the decoder")
+    parser.add_argument("--guidance", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, help="of the LM, 0 is greedy; by default the checkpoint's")
+    parser.add_argument("--top_k", type=int, help="by default the checkpoint's")
+    parser.add_argument("--top_p", type=float, help="by default the checkpoint's")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def rendering_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `HeldOutSpeaker` but the model."""
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+    given = {name: value for name, value in sampling.items() if value is not None}
+    return {**{name: getattr(options, name) for name in ("steps", "guidance", "seed")}, "sampling": given}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -121,22 +160,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--sources", nargs="*", default=[], help="by default all")
     parser.add_argument("--limit", type=int, help="number of sentences, spread over the split; by default all")
-    parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS)
-    parser.add_argument("--steps", type=int, default=10, help="of the decoder")
-    parser.add_argument("--guidance", type=float, default=0.7)
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the LM; 0 is greedy")
-    parser.add_argument("--top_k", type=int, default=25)
-    parser.add_argument("--top_p", type=float, default=0.8)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--conditions", nargs="+", default=list(SPOKEN), choices=CONDITIONS)
+    add_rendering_options(parser)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
     try:
         rows = select_rows(options.data, options.split, options.sources, options.limit)
         voices = Voices.of_rows(rows, options.data)
         model = load_composite(options.model, options.module)
-        speaker = HeldOutSpeaker(model, options.steps, options.guidance, options.seed, sampling)
-        failed = speaker.write(rows, voices, options.output, options.conditions)
+        speaker = HeldOutSpeaker(model, **rendering_settings(options))
+        version = composite_version(options.model, options.module)
+        failed = speaker.write(rows, voices, options.output, version, options.conditions)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for condition, texts in failed.items():

@@ -80,6 +80,11 @@ def fingerprint_files(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint_checkpoint(folder: str | Path) -> str:
+    """A short hash of the configuration and weights in a folder."""
+    return fingerprint_files([Path(folder) / "config.json", *Path(folder).rglob("*.safetensors")])
+
+
 def fingerprint_clip(source: Path | bytes | None) -> str | None:
     """A short hash of a recording, a file or its bytes; None if there is none."""
     if isinstance(source, bytes):

@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from tqdm.auto import tqdm
 
-from .audio_files import read_recording
+from .audio_files import read_recording, write_speech
 from .results_folder import ResultsFolder
 from .utterances import Utterance
 
@@ -100,7 +98,7 @@ def _speak(
     records = []
     for (position, item), speech in zip(batch, speeches, strict=True):
         file = f"{AUDIO_FOLDER}/{position:05d}-{re.sub(r'[^0-9A-Za-z._-]+', '_', item.name)[:80]}.wav"
-        _write(folder / file, np.asarray(speech["audio"]), speech["sampling_rate"])
+        write_speech(folder / file, np.asarray(speech["audio"]), speech["sampling_rate"])
         seconds = len(speech["audio"]) / speech["sampling_rate"]
         records.append(_record(item, file=file, seconds=seconds, spent=spent * seconds / total))
     return records
@@ -126,9 +124,3 @@ def _record(
     error: str | None = None,
 ) -> dict[str, Any]:
     return {"name": utterance.name, "file": file, "seconds": seconds, "spent": spent, "error": error}
-
-
-def _write(path: Path, audio: np.ndarray, sampling_rate: int) -> None:
-    aside = path.with_suffix(".part")
-    soundfile.write(aside, audio.clip(-1.0, 1.0), sampling_rate, format="WAV", subtype="PCM_16")
-    os.replace(aside, path)

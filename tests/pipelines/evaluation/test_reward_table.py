@@ -243,6 +243,16 @@ def test_held_out_speech_goes_on_where_it_stopped(folder, data, tmp_path, capsys
     assert kept.read_bytes() == b"done before"
     assert (tmp_path / "speech" / "0002.wav").read_bytes() == whole[files[-1]]
     assert "speech: 3 sentences" in capsys.readouterr().out
+    # What is there belongs to its checkpoint, sentences and settings.
+    make_reward().save_pretrained(tmp_path / "reward")
+    for change, name in (
+        (["--seed", "1"], "seed"),
+        (["--limit", "2"], "rows"),
+        (["--top_k", "3"], "sampling.top_k"),
+        (["--module", f"reward={tmp_path}/reward"], "checkpoint"),
+    ):
+        with pytest.raises(SystemExit, match=f"other settings .*{name}: "):
+            held_out_speech.main([*command, *change])
 
 
 def test_speech_without_end_is_silence(data, tmp_path, capsys):
