@@ -287,7 +287,8 @@ class SpeechTrainer(Trainer):
         """
         model, lora = self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self.recipe.lora
         with self.averages.applied():
-            state = self.accelerator.get_state_dict(self.model_wrapped) if lora is None else None
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            state = self.accelerator.get_state_dict(self.model_wrapped) if sharded and lora is None else None
             if not self.args.should_save:
                 return
             if lora is None:
