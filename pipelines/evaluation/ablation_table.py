@@ -4,8 +4,8 @@ python -m e2e_tts.pipelines.evaluation.ablation_table --cells runs/ablation/cell
 
 e2e_tts.trainers.ablation writes cells.json and calls this. Lower is better in every column. Intervals are 95 %,
 bootstrap over sentences and seeds; differences are taken on the same sentences and seeds. The p values of a column are
-adjusted for its number of rows (Holm): a star marks those below 0.05. A star says that the difference is not chance; no
-star says that these sentences and seeds do not decide it.
+adjusted for its number of rows (Holm): a star marks those below 0.05. A star says that chance seldom makes such a
+difference; no star says that these sentences and seeds do not decide it.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .markdown import markdown_table
 from .paired_bootstrap import Interval, Measurements, holm, interval, paired_difference
 
 SIGNIFICANT = 0.05
@@ -139,22 +140,24 @@ def to_markdown(rows: Sequence[TableRow], cells: dict[str, Any]) -> str:
         star = " *" if figure.p_value < SIGNIFICANT else ""
         return f"{value} [{low}, {high}], p {figure.p_value:.3f}{star}"
 
-    headings = " | ".join(column.heading for column in shown.values())
-    lines = [
-        f"| row | seeds | steps learnt (tokenizer, RM, LM, FM) | {headings} |",
-        "|---" * (3 + len(shown)) + "|",
-    ]
+    headings = [column.heading for column in shown.values()]
+    table = []
     for row in rows:
         steps = ", ".join(str(row.updates[name]) for name in ("encoder", "reward", "lm", "decoder"))
-        figures = " | ".join(cell(row.figures.get(name), column) for name, column in shown.items())
-        lines.append(f"| {row.label} | {len(row.seeds)} | {steps} | {figures} |")
+        figures = [cell(row.figures.get(name), column) for name, column in shown.items()]
+        table.append([row.label, str(len(row.seeds)), steps, *figures])
+    lines = markdown_table(["row", "seeds", "steps learnt (tokenizer, RM, LM, FM)", *headings], table)
     compared = [row for row in rows if row.differences is not None]
     if compared:
+        differences = [
+            [row.label, *(cell(row.differences.get(name), column, "+") for name, column in shown.items())]
+            for row in compared
+        ]
         label = cells["rows"][cells["reference"]]
-        lines += ["", f"| difference from: {label} | {headings} |", "|---" * (1 + len(shown)) + "|"]
-        for row in compared:
-            differences = " | ".join(cell(row.differences.get(name), column, "+") for name, column in shown.items())
-            lines.append(f"| {row.label} | {differences} |")
+        lines += ["", *markdown_table([f"difference from: {label}", *headings], differences)]
+    if any(len(row.seeds) == 1 for row in rows):
+        lines += ["", "Rows of one seed: their intervals and stars speak of these weights and say nothing of another"
+                  " training."]
     done = {(cell["row"], cell["seed"]) for cell in cells["cells"]}
     missing = [f"{name}, seed {seed}" for name in cells["rows"] for seed in cells["seeds"] if (name, seed) not in done]
     if missing:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .failures import FAILURES
 from .judging import CONDITIONS
+from .markdown import markdown_table
 from .results_folder import write_text
 from .summary import Condition, EvaluatedRow
 from .utterances import RefusedRow
@@ -133,18 +134,18 @@ class EvaluationReport:
         speech = self.shown_names()[0]
         note = f"Normaliser: {self.settings['normaliser']}. {INTERVAL_NOTE}"
         lines = [f"# Evaluation of {self.system}", "", note, ""]
-        lines += _table(self.figure_header(), self.figure_table())
+        lines += markdown_table(self.figure_header(), self.figure_table())
         lines += ["", "## Judges", ""]
-        lines += _table(
+        lines += markdown_table(
             ["role", "judge", "version"],
             [[role, judge["name"], judge["version"]] for role, judge in self.judges.items()],
         )
         lines += [f"\n{remark}" for remark in self.judge_remarks]
-        lines += ["", "## Failures", "", *_table(self.failure_header(), self.failure_table())]
+        lines += ["", "## Failures", "", *markdown_table(self.failure_header(), self.failure_table())]
         wrong = [row for row in self.worst_rows(speech) if row.edits or row.failures][:worst]
         if wrong:
             lines += ["", f"## Worst of the {speech}", ""]
-            lines += _table(
+            lines += markdown_table(
                 ["name", f"{self.unit} %", "failures", "text", "heard"],
                 [
                     [
@@ -160,10 +161,10 @@ class EvaluationReport:
         for title, rows in (("Refused rows, not used", self.refused), ("Rows used in part", self.remarked)):
             if rows:
                 cells = [[row.place, row.reason, row.content] for row in rows]
-                lines += ["", f"## {title}", "", *_table(["where", "why", "row"], cells)]
+                lines += ["", f"## {title}", "", *markdown_table(["where", "why", "row"], cells)]
         if refusals := self.refusals():
             header = ["condition", "utterance", "judge", "reason"]
-            lines += ["", "## Not scored by a judge", "", *_table(header, [list(row) for row in refusals])]
+            lines += ["", "## Not scored by a judge", "", *markdown_table(header, [list(row) for row in refusals])]
         return "\n".join(lines) + "\n"
 
 
@@ -173,9 +174,3 @@ def _cells(figure: dict[str, float] | None, percent: bool) -> list[str]:
     scale, digits = (100, 1) if percent else (1, 3)
     value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in ("value", "low", "high"))
     return [value, f"{low} to {high}", str(figure["utterances"])]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return [lines[0], "|" + "---|" * len(header), *lines[1:]]

@@ -34,6 +34,7 @@ from e2e_tts.trainers.speech_data import Collator, SpeechDataset
 from e2e_tts.trainers.stage_trainers import edit_distance
 
 from .held_out import Voices, load_composite, select_rows
+from .markdown import markdown_table
 from .paired_bootstrap import Interval, Measurements, interval
 
 DECIBELS = 20 / math.log(10)  # of one unit of a natural-log magnitude
@@ -232,14 +233,14 @@ class RewardTable:
             f"{len(self.utterances)} utterances, {len({row.sentence for row in self.utterances})} sentences, "
             f"{len({row.speaker for row in self.utterances})} speakers",
             "",
-            "| measure | value | 95 % interval |",
-            "|---|---|---|",
         ]
+        cells = []
         for name, figure in self.figures.items():
             is_rate = "rate" in name or "accuracy" in name
             scale, unit, digits = (100, " %", 1) if is_rate else (1, "", 3)
             value, low, high = (f"{scale * number:.{digits}f}" for number in (figure.value, figure.low, figure.high))
-            lines.append(f"| {labels[name]} | {value}{unit} | {low} to {high} |")
+            cells.append([labels[name], f"{value}{unit}", f"{low} to {high}"])
+        lines += markdown_table(["measure", "value", "95 % interval"], cells)
         return "\n".join([*lines, *(["", *(f"- {note}" for note in self.notes)] if self.notes else [])]) + "\n"
 
     def write(self, folder: Path) -> None:

@@ -23,6 +23,7 @@ from .failures import ERROR, FAILURES, SILENCE, FailureLimits
 from .figures import ratio_figure
 from .judge_interface import Recogniser
 from .judges import load_normaliser, load_recogniser
+from .markdown import markdown_table
 from .normalisers import NORMALISERS, Normaliser
 
 logger = logging.getLogger(__name__)
@@ -95,30 +96,25 @@ class ScoreReport:
         """A table of the totals, the failures, and the `worst` utterances by edits."""
         totals = self.to_dict()
         interval = f"{100 * self.wer_low:.2f} to {100 * self.wer_high:.2f}"
-        lines = [
-            "| judge | normaliser | utterances | words | WER % | 95 % interval | sub | del | ins |",
-            "|---|---|---|---|---|---|---|---|---|",
-            f"| {self.judge} | {self.normaliser} | {totals['utterances']} | {totals['words']} | {100 * self.wer:.2f} "
-            f"| {interval} | {totals['substitutions']} | {totals['deletions']} | {totals['insertions']} |",
-            "",
-            "| failure | clips | names |",
-            "|---|---|---|",
-        ]
-        for kind, names in self.failures.items():
-            shown = ", ".join(names[:worst]) + (", ..." if len(names) > worst else "")
-            lines.append(f"| {kind} | {len(names)} | {_cell(shown)} |")
+        sums = [str(totals[key]) for key in ("utterances", "words", "substitutions", "deletions", "insertions")]
+        lines = markdown_table(
+            ["judge", "normaliser", "utterances", "words", "WER %", "95 % interval", "sub", "del", "ins"],
+            [[self.judge, self.normaliser, *sums[:2], f"{100 * self.wer:.2f}", interval, *sums[2:]]],
+        )
+        shown = {
+            kind: ", ".join(names[:worst]) + (", ..." if len(names) > worst else "")
+            for kind, names in self.failures.items()
+        }
+        failed = [[kind, str(len(names)), shown[kind]] for kind, names in self.failures.items()]
+        lines += ["", *markdown_table(["failure", "clips", "names"], failed)]
         wrong = sorted((row for row in self.rows if row.edits), key=lambda row: -row.edits)[:worst]
         if wrong:
-            lines += ["", "| worst | edits / words | reference | transcript |", "|---|---|---|---|"]
-        for row in wrong:
-            heard = f"({row.error})" if row.error else row.hypothesis
-            lines.append(f"| {_cell(row.name)} | {row.edits} / {row.words} | {_cell(row.reference)} | {_cell(heard)} |")
+            header, cells = ["worst", "edits / words", "reference", "transcript"], []
+            for row in wrong:
+                heard = f"({row.error})" if row.error else row.hypothesis
+                cells.append([row.name, f"{row.edits} / {row.words}", row.reference, heard])
+            lines += ["", *markdown_table(header, cells)]
         return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Keeps a text inside its table cell."""
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _words(text: str) -> str:

@@ -34,6 +34,7 @@ from e2e_tts.modeling.modeling_speech_encoder import SpeechEncoderModel
 from e2e_tts.trainers.vocoder_data import read_audio
 
 from .held_out import select_rows
+from .markdown import markdown_table
 
 Sequences = list[np.ndarray]
 MEASURES = ("entropy", "mutual_information", "code_use")
@@ -238,29 +239,28 @@ def to_markdown(reports: Sequence[TokenStatistics], differences: Sequence[dict])
     def cell(value: float, bounds: Sequence[float]) -> str:
         return f"{value:.3f} [{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
-    lines = [
-        "| tokenizer | tokens | utterances | H(X_n), bits | ceiling | I(X_n+1; X_n), bits | uncorrected "
-        "| less shuffled | code use |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    table = []
     for report in reports:
         h, i, use = (cell(getattr(report, name), report.intervals[name]) for name in MEASURES)
-        lines.append(
-            f"| {report.name} | {report.tokens} | {report.utterances} | {h} | {np.log2(report.num_codes):.2f} | {i} "
-            f"| {report.mutual_information_plugin:.3f} | {report.mutual_information_less_shuffled:.3f} | {use} |"
-        )
+        ends = [f"{report.mutual_information_plugin:.3f}", f"{report.mutual_information_less_shuffled:.3f}"]
+        counts = [str(report.tokens), str(report.utterances)]
+        table.append([report.name, *counts, h, f"{np.log2(report.num_codes):.2f}", i, *ends, use])
+    header = ["tokenizer", "tokens", "utterances", "H(X_n), bits", "ceiling", "I(X_n+1; X_n), bits", "uncorrected"]
+    lines = markdown_table([*header, "less shuffled", "code use"], table)
     if differences:
-        lines += ["", "| difference, same utterances | H | I | code use |", "|---|---|---|---|"]
-    for row in differences:
-        cells = " | ".join(cell(row[name]["value"], row[name]["interval"]) for name in MEASURES)
-        lines.append(f"| {row['first']} - {row['second']} | {cells} |")
-    lines += ["", "| tokenizer | dimension | share of each level | H, bits | I, bits |", "|---|---|---|---|---|"]
-    for report in reports:
-        for dimension, shares in enumerate(report.levels):
-            lines.append(
-                f"| {report.name} | {dimension} | {' '.join(f'{share:.3f}' for share in shares)} "
-                f"| {report.level_entropy[dimension]:.3f} | {report.level_information[dimension]:.3f} |"
-            )
+        cells = [
+            [f"{row['first']} - {row['second']}"]
+            + [cell(row[name]["value"], row[name]["interval"]) for name in MEASURES]
+            for row in differences
+        ]
+        lines += ["", *markdown_table(["difference, same utterances", "H", "I", "code use"], cells)]
+    levels = [
+        [report.name, str(dimension), " ".join(f"{share:.3f}" for share in shares)]
+        + [f"{values[dimension]:.3f}" for values in (report.level_entropy, report.level_information)]
+        for report in reports
+        for dimension, shares in enumerate(report.levels)
+    ]
+    lines += ["", *markdown_table(["tokenizer", "dimension", "share of each level", "H, bits", "I, bits"], levels)]
     return "\n".join(lines) + "\n"
 
 

@@ -400,7 +400,9 @@ def test_table_says_what_is_significant_and_what_is_missing(constructed, tmp_pat
     (worse,) = [line for line in lines if line.startswith("| a worse one | +10.0 [")]
     (even,) = [line for line in lines if line.startswith("| another | ") and "[-" in line and ", p " in line]
     assert worse.count(" *") == 2 and even.count(" *") == 0
-    assert "Not finished: absent, seed 0; absent, seed 1." in text
+    assert "Not finished: absent, seed 0; absent, seed 1." in text and "Rows of one seed" not in text
+    one_seed = {**constructed, "cells": [cell for cell in constructed["cells"] if cell["seed"] == 1]}
+    assert "Rows of one seed" in ablation_table.to_markdown(ablation_table.make_rows(one_seed, resamples=10), one_seed)
     no_reference = {**constructed, "cells": constructed["cells"][2:]}
     assert all(row.differences is None for row in ablation_table.make_rows(no_reference, resamples=10))
     (tmp_path / "full0.json").write_text(json.dumps({"utterances": [{"sentence": "x", "measures": {}}]}))

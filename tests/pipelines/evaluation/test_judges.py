@@ -1,5 +1,6 @@
 """Judges by name: what "auto" takes, what is refused, and, where their packages are installed, what they hear."""
 
+import ast
 import sys
 import types
 from pathlib import Path
@@ -13,6 +14,8 @@ from e2e_tts.pipelines.evaluation import judges
 from e2e_tts.pipelines.evaluation.scoring import corpus_wer, score_transcripts
 from e2e_tts.pipelines.evaluation.speaker_judges import cosine
 
+ROOT = Path(__file__).parents[3]
+JUDGE_PACKAGES = {"faster_whisper", "whisper", "resemblyzer", "speechmos", "funasr", "whisper_normalizer"}
 CLIPS = Path(__file__).parents[2] / "fixtures" / "clips"
 KATHLEEN = ("arctic_a0041_1592747613", "arctic_b0352_1592531120")
 KATHLEEN_TEXTS = ("Meanwhile I'll go out to breathe a spell.", "Now just what do you want to know.")
@@ -115,6 +118,20 @@ def test_paraformer_joins_what_its_package_returns(monkeypatch):
     assert judge.transcribe(np.zeros(0, np.float32), RATE) == ""
     with pytest.raises(ValueError, match="Mandarin only"):
         judges.load_recogniser("paraformer-zh", language="en")
+
+
+@pytest.mark.parametrize("folder", ["modeling", "trainers"])
+def test_nothing_that_trains_imports_a_judge(folder):
+    """Figures of a judge that a loss, a filter or a choice of checkpoints has seen would be worth nothing."""
+    files = list((ROOT / folder).glob("*.py"))
+    assert files
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                modules = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+                for module in modules:
+                    assert "evaluation" not in module.split("."), f"{file.name} imports {module}"
+                    assert module.partition(".")[0] not in JUDGE_PACKAGES, f"{file.name} imports {module}"
 
 
 def test_silence_has_no_direction():
