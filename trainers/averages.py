@@ -10,6 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .recipe import RecipeError
+
 LEARNING_WEIGHTS = "learning_weights.safetensors"
 
 
@@ -69,7 +71,7 @@ class WeightAverages:
         """Takes the averages from the model, which was loaded from `folder`, and the weights that learn from there.
 
         From a checkpoint without averages, as of a run that had none, the averages start at the loaded weights. Raises
-        ValueError if the checkpoint averages modules that this run does not: their weights would be lost unnoticed.
+        RecipeError if the checkpoint averages modules that this run does not: their weights would be lost unnoticed.
         """
         for module, members in self.learning.items():
             for name, parameter in members.items():
@@ -78,7 +80,7 @@ class WeightAverages:
         stored = load_file(file) if file.is_file() else {}
         dropped = {name.split(".")[0] for name in stored} - set(self.learning)
         if dropped:
-            raise ValueError(
+            raise RecipeError(
                 f"{folder} was saved with averages of {', '.join(sorted(dropped))}, which this recipe's ema does not "
                 "name: give it the same ema, or start anew with --fresh."
             )

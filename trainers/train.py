@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     checkpoint = None if options.fresh else last_whole_checkpoint(options.output_dir)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
-    except FloatingPointError as error:
+    except (RecipeError, FloatingPointError) as error:
         sys.exit(f"{options.recipe}: {error}")
     if trainer.eval_dataset is not None:
         trainer.evaluate()

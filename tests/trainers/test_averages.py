@@ -89,7 +89,7 @@ def test_averages_can_begin_with_a_resumed_run_but_not_be_dropped(folders, tmp_p
     )
     averaged.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
     dropped = build_trainer(stage_recipe("joint", folders, arguments=FAST), str(tmp_path / "dropped"))
-    with pytest.raises(ValueError, match="averages of decoder, which this recipe's ema does not name"):
+    with pytest.raises(RecipeError, match="averages of decoder, which this recipe's ema does not name"):
         dropped.train(resume_from_checkpoint=str(tmp_path / "averaged" / "checkpoint-3"))
 
 
