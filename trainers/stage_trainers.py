@@ -21,6 +21,7 @@ from .built_in_voices import save_voices
 from .callbacks import CollapseAlarm, SpeechSamples
 from .recipe import Recipe, RecipeError
 from .safety import divergence, save_bad_batch
+from .sharding import prepare_sharding, root_gathered
 from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
 OTHER_CLIP, RATE = 21, 22  # salts of the trainer's own draws
@@ -59,6 +60,7 @@ class SpeechTrainer(Trainer):
         if recipe.lora is not None:
             model = add_adapters(model, recipe.lora, recipe.train)
         super().__init__(model, *args, **kwargs)
+        prepare_sharding(self.accelerator)
         # compute_loss returns a mean, which Trainer divides by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
         rows = self.train_dataset.rows
@@ -173,7 +175,9 @@ class SpeechTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         step = self.state.global_step
         drawn = self.draw_inputs(inputs, step)
-        output = model(**drawn, **self.model_options(step))
+        # Accelerate puts a model into half precision by itself under DDP, but not under FSDP.
+        with self.accelerator.autocast():
+            output = model(**drawn, **self.model_options(step))
         loss = self.weighted_sum(output, self.weights(step))
         named = self.named_losses(output)
         if self.step_batches and self.step_batches[0]["step"] != step:
@@ -321,15 +325,16 @@ class SpeechTrainer(Trainer):
             utterances = inputs.pop("utterance").cpu()
             inputs["seeds"] = self.seeds(utterances, 0)
             inputs["speaker_embedding"] = inputs["speaker_target"]
-            output = model(**inputs, **self.model_options(0))
+            with self.accelerator.autocast():
+                output = model(**inputs, **self.model_options(0))
             rows += len(items)
             for name, value in self.named_losses(output).items():
                 sums[name] += value * len(items)
             if self.recipe.losses.asr:
-                encoded = model.encoder(inputs["input_features"], inputs["feature_mask"])
-                for heard, said in zip(
-                    model.reward.transcribe(encoded.codes, encoded.mask), inputs["ctc_labels"].tolist(), strict=True
-                ):
+                with self.accelerator.autocast(), root_gathered(model):
+                    encoded = model.encoder(inputs["input_features"], inputs["feature_mask"])
+                    labels = model.reward.transcribe(encoded.codes, encoded.mask)
+                for heard, said in zip(labels, inputs["ctc_labels"].tolist(), strict=True):
                     said = [label for label in said if label != -100]
                     edits += edit_distance(heard, said)
                     symbols += len(said)

@@ -1,6 +1,6 @@
 """Trains the small x-vector network on prepared speech: `python -m e2e_tts.trainers.train_speaker --help`.
 
-It is the SPK teacher and the voice encoder at small scale, and is frozen before stage 1.
+It is the SPK teacher and the voice encoder of a recipe's model, and is frozen before stage 1.
 """
 
 import argparse
@@ -15,7 +15,17 @@ from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.configuration_e2e_tts import SpeakerEncoderConfig
 from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
+from .recipe import load_recipe
 from .speech_data import SpeechDataset, load_prepared
+from .vocoder_data import read_audio
+
+
+class ResampledSpeech(SpeechDataset):
+    """Speech that was prepared at any rate, at that of `spec`: decoders often want a higher one than this network."""
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[int(index)]
+        return {**row, "index": int(index), "waveform": read_audio(row["audio"], self.spec.sampling_rate)}
 
 
 class SpeakerBatches(torch.utils.data.Sampler[list[int]]):
@@ -72,6 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", nargs="+", required=True, help="folders written by e2e_tts.trainers.prepare")
     parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--recipe", help="stage 1's, whose model says what the network reads and how large it is")
     parser.add_argument("--max_steps", type=int, default=1000)
     parser.add_argument("--batch_size", type=int, default=48)
     parser.add_argument("--crop_seconds", type=float, default=1.6)
@@ -80,7 +91,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     rows = load_prepared(options.data, "train")
     speakers, labels = np.unique(np.asarray(rows["speaker"][:]), return_inverse=True)
-    config = SpeakerEncoderConfig(num_speakers=len(speakers))
+    settings = {}
+    if options.recipe is not None:
+        settings = (load_recipe(options.recipe).model or {}).get("speaker_config")
+        if settings is None:
+            parser.error(f"{options.recipe} describes no speaker encoder (model.speaker_config)")
+    config = SpeakerEncoderConfig(**settings, num_speakers=len(speakers))
     torch.manual_seed(options.seed)
     model = SpeakerEncoderModel(config)
     spec = MelSpec.from_dict(config.mel)
@@ -103,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = SpeakerTrainer(
         model,
         training,
-        train_dataset=SpeechDataset(rows, spec),
+        train_dataset=ResampledSpeech(rows, spec),
         data_collator=CropCollator(spec, options.crop_seconds, labels.astype(np.int64)),
         batches=SpeakerBatches(labels, options.max_steps, options.batch_size, options.seed),
     )
