@@ -141,7 +141,9 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
 
     def score(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, T, d) -> logits (B, T, vocab_size) in float32; only codes and END_OF_SPEECH can win."""
-        keys = self._generation_keys if self._generation_keys is not None else self.code_keys(self.quantizer.codebook)
+        keys = self._generation_keys  # read once: a generation in another thread may just end
+        if keys is None:
+            keys = self.code_keys(self.quantizer.codebook)
         codes = hidden_states @ keys.T * hidden_states.shape[-1] ** -0.5
         end = self.end_head(hidden_states).float()
         # Finite, and so made in float32: in bfloat16 it would be -inf, and a divergence of two -inf is NaN.

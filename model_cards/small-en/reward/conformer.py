@@ -17,25 +17,31 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)
 
 
+class FrozenBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of (B, C, T) that keeps a pretrained model's statistics, in training too.
+
+    It computes in float32, in whatever type weights and statistics come: FSDP gathers the former in bfloat16 and keeps
+    the latter as they are, which no kernel takes.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        statistics = (self.running_mean.float(), self.running_var.float())
+        affine = (self.weight.float(), self.bias.float())
+        normalised = nn.functional.batch_norm(hidden_states.float(), *statistics, *affine, training=False, eps=self.eps)
+        return normalised.to(hidden_states.dtype)
+
+
 class ConformerStack(nn.Module):
     """Hidden states (B, T, d) and mask (B, T) -> hidden states (B, T, d), zero in padding."""
 
     def __init__(self, config: ParakeetEncoderConfig, conv_norm: str = "layer") -> None:
         super().__init__()
-        self.conv_norm = conv_norm
         self.dropout = config.dropout
         self.positions = ParakeetEncoderRelPositionalEncoding(config)
         self.layers = nn.ModuleList(ParakeetEncoderBlock(config, index) for index in range(config.num_hidden_layers))
-        if conv_norm == "layer":
-            for layer in self.layers:
-                layer.conv.norm = ChannelLayerNorm(config.hidden_size)
-
-    def train(self, mode: bool = True) -> "ConformerStack":
-        super().train(mode)
-        if self.conv_norm == "batch":
-            for layer in self.layers:
-                layer.conv.norm.eval()
-        return self
+        norm = ChannelLayerNorm if conv_norm == "layer" else FrozenBatchNorm
+        for layer in self.layers:
+            layer.conv.norm = norm(config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         position_embeddings = self.positions(hidden_states[:1]).expand(hidden_states.shape[0], -1, -1)
