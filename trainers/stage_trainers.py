@@ -231,7 +231,7 @@ class SpeechTrainer(Trainer):
 
     # ---------------------------------------------------------------- optimisation
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | float | None:
         """Clips each module of max_grad_norms by itself and the others together; returns the norm before clipping."""
         if self.recipe.max_grad_norms:
             self.accelerator.unscale_gradients()
@@ -245,8 +245,9 @@ class SpeechTrainer(Trainer):
             norm = torch.linalg.vector_norm(torch.stack(norms))
         else:
             norm = super()._clip_grad_norm(model)
-        # A gradient scaler meets gradients that are not finite by skipping the step.
-        if self.accelerator.scaler is None and not bool(torch.isfinite(norm)):
+        # A gradient scaler meets gradients that are not finite by skipping the step. DeepSpeed gives a number, or None.
+        known = self.accelerator.scaler is None and norm is not None
+        if known and not bool(torch.isfinite(torch.as_tensor(norm))):
             self.stop(f"The gradient is not finite at step {self.state.global_step}.")
         return norm
 
