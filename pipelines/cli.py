@@ -167,6 +167,7 @@ def _add_speak(command: Parser) -> None:
     command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
     command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
     command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
+    command.add_argument("--text-guidance", type=float, help="above 1 keeps closer to the text; 1 is off")
 
 
 def _add_clone(command: Parser) -> None:

@@ -66,7 +66,8 @@ def speak(options: argparse.Namespace) -> None:
     if isinstance(text, str) and not text.strip():
         raise ValueError("The text is empty.")
     pipe = load_pipe(model, options)
-    names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", "temperature", "top_k", "top_p")
+    sampling = ("temperature", "top_k", "top_p", "text_guidance")
+    names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", *sampling)
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.reference is not None:
         settings["reference_audio"] = options.reference

@@ -119,7 +119,7 @@ def add_voices(model: E2ETTSModel, voices: list[str]) -> None:
 
 def parse_sampling(entries: list[str]) -> dict[str, float | int]:
     """["temperature=0.6", "top_k=10"] -> a mapping. Raises ValueError for other names and for what is no number."""
-    kinds = {"temperature": float, "top_k": int, "top_p": float}
+    kinds = {"temperature": float, "top_k": int, "top_p": float, "text_guidance": float}
     sampling = {}
     for entry in entries:
         name, _, value = entry.partition("=")
@@ -154,7 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="what the checkpoint samples with by default: temperature=0.6 top_k=10 top_p=0.8",
+        help="what the checkpoint samples with by default: temperature=0.6 top_k=10 top_p=0.8 "
+        "text_guidance=1.5",
     )
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="of the files")
     options = parser.parse_args(arguments)

@@ -47,6 +47,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     seed (`int`): makes a call repeatable (for the same texts and batch_size).
     num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder.
     temperature, top_k, top_p: sampling of the speech tokens; temperature 0 is greedy.
+    text_guidance (`float`): above 1 the speech tokens keep closer to the text; 1 is off.
 
     Raises TypeError for unknown settings, ValueError for texts, recordings and settings that cannot be used, and
     RuntimeError where speech fails: no end, silence, values that are not finite.
@@ -167,6 +168,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        text_guidance: float | None = None,
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         numbers = {
@@ -176,6 +178,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             "temperature": (temperature, 0.0, 100.0),
             "top_k": (top_k, 1, math.inf),
             "top_p": (top_p, 1e-6, 1.0),
+            "text_guidance": (text_guidance, 0.0, 100.0),
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")

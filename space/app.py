@@ -16,6 +16,8 @@ from speech import MAX_CHARACTERS, Request, Speech, left_out, speak, to_int16, t
 MAX_QUEUE = 32
 MAX_UPLOAD = "10mb"
 MAX_SEED = 2**31 - 1
+# Of a checkpoint that does not say better.
+DEFAULT_SAMPLING = {"temperature": 1.0, "top_k": 25, "top_p": 0.8, "text_guidance": 1.0}
 # One utterance at a time: several would share the same processor, and all would come late.
 TURN = {"concurrency_limit": 1, "concurrency_id": "speech"}
 EXAMPLES = (
@@ -42,6 +44,8 @@ class Demo:
         self.checkpoints, self.own_vocoder = load_checkpoints(sources)
         voices = [voice for pipe in self.checkpoints.values() for voice in pipe.model.config.voices]
         self.voices = list(dict.fromkeys(voices))
+        # What a fresh page shows: the first checkpoint's own sampling.
+        self.sampling = DEFAULT_SAMPLING | next(iter(self.checkpoints.values())).model.config.sampling
 
     def play(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
@@ -192,7 +196,7 @@ def build_demo(*sources: str) -> gr.Blocks:
 
 def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
     """The fields by the names that they have in the API."""
-    names, voices = list(demo.checkpoints), demo.voices
+    names, voices, sampling = list(demo.checkpoints), demo.voices, demo.sampling
     text = gr.Textbox(
         label="Text", info=f"Up to {MAX_CHARACTERS} characters", value=EXAMPLES[0], lines=3, max_length=MAX_CHARACTERS
     )
@@ -233,13 +237,25 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
             steps = gr.Slider(1, 32, 10, step=1, precision=0, label="Steps", info="More are slower and cleaner")
         with gr.Row():
             temperature = gr.Slider(
-                0.0, 1.5, 1.0, step=0.05, label="Temperature", info="Of the tokens; 0 takes the likeliest"
+                0.0,
+                1.5,
+                sampling["temperature"],
+                step=0.05,
+                label="Temperature",
+                info="Of the tokens; 0 takes the likeliest",
             )
-            top_k = gr.Slider(1, 100, 25, step=1, precision=0, label="Top k", info="So many likeliest tokens")
-            top_p = gr.Slider(0.05, 1.0, 0.8, step=0.05, label="Top p", info="As many as make up this probability")
+            top_k = gr.Slider(
+                1, 100, sampling["top_k"], step=1, precision=0, label="Top k", info="So many likeliest tokens"
+            )
+            top_p = gr.Slider(
+                0.05, 1.0, sampling["top_p"], step=0.05, label="Top p", info="As many as make up this probability"
+            )
+            text_guidance = gr.Slider(
+                1.0, 4.0, sampling["text_guidance"], step=0.1, label="Text guidance", info="Above 1 closer to the text"
+            )
     fields = {"text": text, "voice": voice, "reference": reference, "transcript": transcript, "seed": seed}
     fields |= {"speed": speed, "guidance": guidance, "steps": steps, "temperature": temperature}
-    return fields | {"top_k": top_k, "top_p": top_p, "checkpoint": checkpoint}
+    return fields | {"top_k": top_k, "top_p": top_p, "text_guidance": text_guidance, "checkpoint": checkpoint}
 
 
 def lay_out_result(label: str, elem_id: str | None = None) -> tuple[gr.Audio, gr.Image]:

@@ -128,10 +128,10 @@ class Recipe:
     single modules that replace parts of it. model: the composite's configuration, for a start from scratch. train:
     the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights.
     learning_rates and max_grad_norms: by module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps
-    over which it grows from 0 to its weight; lm_ramp_steps is the same for the LM loss alone. kl: weight of the
-    divergence from the starting LM. ema: by module, the decay of an average of its weights that is evaluated and
-    saved in their place. voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows,
-    or "*" for all of them. arguments: fields of transformers' TrainingArguments.
+    over which it grows from 0 to its weight. text_dropout: share of the utterances whose text the LM does not see, so
+    that text guidance works. kl: weight of the divergence from the starting LM. ema: by module, the decay of an average
+    of its weights that is evaluated and saved in their place. voices: built-in voices that the result gets, name ->
+    SOURCE[:SPEAKER] of the training rows, or "*" for all of them. arguments: fields of transformers' TrainingArguments.
     """
 
     trainer: str = "joint"
@@ -145,9 +145,9 @@ class Recipe:
     kl: float = 0.0
     predict_from: str = "codes"
     gumbel: GumbelSchedule = field(default_factory=GumbelSchedule)
-    lm_ramp_steps: int = 0
     ramp_steps: dict[str, int] = field(default_factory=dict)
     rate_jitter: float = 0.0
+    text_dropout: float = 0.0
     learning_rates: dict[str, float] = field(default_factory=dict)
     max_grad_norms: dict[str, float] = field(default_factory=dict)
     lora: LoraRecipe | None = None
@@ -175,8 +175,8 @@ class Recipe:
                 raise RecipeError(f"ema.{name} must lie between 0 and 1, 0.999 for example; got {decay}.")
         for name in self.ramp_steps:
             _check_key(name, LOSS_NAMES, "ramp_steps")
-        if self.lm_ramp_steps and "lm" in self.ramp_steps:
-            raise RecipeError("The ramp of the LM loss is given twice: keep ramp_steps.lm, drop lm_ramp_steps.")
+        if not 0.0 <= self.text_dropout < 1.0:
+            raise RecipeError(f"text_dropout is a share of utterances, 0.1 for example; got {self.text_dropout}.")
         for name in self.arguments:
             _check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
         if self.model is not None:

@@ -24,7 +24,7 @@ from .safety import divergence, save_bad_batch
 from .sharding import prepare_sharding, root_gathered
 from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
-OTHER_CLIP, RATE = 21, 22  # salts of the trainer's own draws
+OTHER_CLIP, RATE, NO_TEXT = 21, 22, 23  # salts of the trainer's own draws
 
 
 def loss_key(name: str) -> str:
@@ -128,7 +128,7 @@ class SpeechTrainer(Trainer):
         return values % (2**31 - 1)
 
     def draw_inputs(self, inputs: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        """Adds seeds, the voice (another clip of the speaker where there is one) and jitter of the speaking rate."""
+        """Adds seeds and the voice, of another clip of the speaker if there is one; jitters rates, hides some texts."""
         inputs = dict(inputs)
         utterances = inputs.pop("utterance").cpu()
         inputs["seeds"] = self.seeds(utterances, step)
@@ -144,6 +144,10 @@ class SpeechTrainer(Trainer):
             noise = [np.random.default_rng((seed, RATE)).standard_normal() for seed in inputs["seeds"].tolist()]
             jitter = torch.tensor(noise, dtype=torch.float32).mul(self.recipe.rate_jitter).exp()
             inputs["tokens_per_symbol"] = inputs["tokens_per_symbol"] * jitter.to(inputs["tokens_per_symbol"].device)
+        if self.recipe.text_dropout:
+            draws = [np.random.default_rng((seed, NO_TEXT)).random() for seed in inputs["seeds"].tolist()]
+            seen = torch.tensor(draws) >= self.recipe.text_dropout
+            inputs["text_mask"] = inputs["text_mask"].bool() & seen[:, None].to(inputs["text_mask"].device)
         return inputs
 
     # ---------------------------------------------------------------- losses
@@ -155,7 +159,7 @@ class SpeechTrainer(Trainer):
     def weights(self, step: int) -> dict[str, float]:
         """Weight of every named loss at a step."""
         weights = self.full_weights()
-        for name, steps in {"lm": self.recipe.lm_ramp_steps, **self.recipe.ramp_steps}.items():
+        for name, steps in self.recipe.ramp_steps.items():
             if steps and loss_key(name) in weights:
                 weights[loss_key(name)] *= min(1.0, (step + 1) / steps)
         return weights

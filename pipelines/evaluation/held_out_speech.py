@@ -136,12 +136,13 @@ def add_rendering_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="of the LM, 0 is greedy; by default the checkpoint's")
     parser.add_argument("--top_k", type=int, help="by default the checkpoint's")
     parser.add_argument("--top_p", type=float, help="by default the checkpoint's")
+    parser.add_argument("--text_guidance", type=float, help="by default the checkpoint's")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def rendering_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `HeldOutSpeaker` but the model."""
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "text_guidance")}
     given = {name: value for name, value in sampling.items() if value is not None}
     return {**{name: getattr(options, name) for name in ("steps", "guidance", "seed")}, "sampling": given}
 

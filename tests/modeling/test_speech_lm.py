@@ -3,8 +3,10 @@
 import pytest
 import torch
 from factories import SPEAKER_DIM, lm_settings, make_composite, make_lm, random_ids, random_tensor, text_settings
+from transformers.generation import LogitsProcessorList
 
 from e2e_tts.modeling import SpeechGenerationError, SpeechLM, SpeechLMConfig
+from e2e_tts.modeling.modeling_speech_lm import LengthLimits, TextGuidance
 from e2e_tts.modeling.repetition_aware_sampling import RepetitionAwareSampling
 
 NEVER = torch.finfo(torch.float32).min
@@ -101,6 +103,55 @@ def test_prompt_is_continued():
     generated = lm.generate_codes(text, prompt_ids=ids[:, :4], temperature=0)
     assert generated.ids[generated.mask].tolist() == [5, 22]
     assert generated.finished.all()
+
+
+def greedy_with_guidance(lm: SpeechLM, text: torch.Tensor, rate: torch.Tensor, scale: float, steps: int) -> list[int]:
+    """The guided sequence of one text (1, N), by whole forward passes with and without it."""
+    ids: list[int] = []
+    unseen = torch.zeros_like(text, dtype=torch.bool)
+    while len(ids) < steps:
+        codes = lm.quantizer.indices_to_codes(torch.tensor([ids], dtype=torch.long))
+        given, without = (
+            lm(text, seen, codes, tokens_per_symbol=rate).logits[0, -1].log_softmax(-1) for seen in (~unseen, unseen)
+        )
+        scores = without + scale * (given - without)
+        if not ids:
+            scores[lm.end_token_id] = -torch.inf
+        best = int(scores.argmax())
+        if best == lm.end_token_id:
+            break
+        ids.append(best)
+    return ids
+
+
+@pytest.mark.parametrize("positions", ["sequential", "aligned"])
+def test_text_guidance_moves_away_from_speech_without_text(positions):
+    lm = make_lm(text_positions=positions)
+    text, rate = random_ids(3, 4, low=1, high=20), torch.tensor([2.0, 1.5, 3.0])
+    limits = {"temperature": 0, "max_tokens_per_symbol": 3, "min_tokens_per_symbol": 0}
+    with torch.no_grad():
+        generated = lm.generate_codes(text, None, None, rate, text_guidance=3.0, top_k=40, **limits)
+        for row in range(3):
+            expected = greedy_with_guidance(lm, text[row : row + 1], rate[row : row + 1], 3.0, 12)
+            assert generated.ids[row][generated.mask[row]].tolist() == expected
+    plain = lm.generate_codes(text, None, None, rate, **limits)
+    assert plain.ids.shape != generated.ids.shape or not torch.equal(plain.ids, generated.ids)
+
+
+def test_guided_scores_and_their_limits():
+    given, without = torch.tensor([[3.0, 1.0, 0.0, -4.0]]), torch.tensor([[2.9, -2.0, 0.0, -14.0]])
+    history = torch.zeros(2, 3, dtype=torch.long)
+    scores = torch.cat([given, without])
+    guided = TextGuidance(2.0, LogitsProcessorList())(history, scores)
+    expected = 2 * given.log_softmax(-1) - without.log_softmax(-1)
+    torch.testing.assert_close(guided, expected.repeat(2, 1))
+    # The last token wins by its ratio alone, and is left out where it is not among the likely ones.
+    assert TextGuidance(3.0, LogitsProcessorList())(history, scores).argmax() == 3
+    assert TextGuidance(3.0, LogitsProcessorList(), top_k=2)(history, scores)[0].argmax() == 1
+    # The end is forced at the limit, however unlikely it is.
+    limits = LengthLimits(torch.tensor([1]), torch.tensor([3]), end_token_id=3)
+    forced = TextGuidance(3.0, LogitsProcessorList([limits]), top_k=1)(history, scores)
+    assert (forced / 0.1).softmax(dim=-1)[:, 3].tolist() == [1.0, 1.0]
 
 
 def test_composite_refuses_speech_that_does_not_end():

@@ -18,7 +18,7 @@ STAGES = {
     "joint": {
         "train": ["encoder", "reward", "lm", "decoder"],
         "losses": {"lm": 0.1, "asr": 1.0, "spk": 1.0, "flow": 1.0, "prior": 1.0},
-        "lm_ramp_steps": 4,
+        "ramp_steps": {"lm": 4},
         "rate_jitter": 0.1,
         "learning_rates": {"encoder": 5e-4},
     },

@@ -167,5 +167,3 @@ def test_ramps(folders, tmp_path):
     minimal = {"train": ["lm"], "init": "somewhere"}
     with pytest.raises(RecipeError, match=r"'flwo' in ramp_steps.*flow"):
         parse_recipe({**minimal, "ramp_steps": {"flwo": 3}})
-    with pytest.raises(RecipeError, match="given twice"):
-        parse_recipe({**minimal, "ramp_steps": {"lm": 3}, "lm_ramp_steps": 3})

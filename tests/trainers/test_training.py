@@ -8,6 +8,7 @@ from stages import STAGES, STEPS, make_folders, stage_recipe, trainer_losses
 from transformers import AutoModel, TrainerCallback
 
 from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.trainers.recipe import RecipeError
 from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance, token_statistics
 from e2e_tts.trainers.train import build_trainer
 
@@ -121,6 +122,23 @@ def test_accumulated_batches_are_averaged(folders, tmp_path):
         total = sum(weight * losses[name] for name, weight in weights.items())
         total -= weights["loss_lm"] * losses["loss_lm"] * (1 - step / 4)  # the ramp
         assert losses["loss"] == pytest.approx(total, abs=2e-3)
+
+
+def test_text_dropout_hides_whole_texts_from_the_lm(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path), text_dropout=0.3)
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(12)])
+    seen = torch.stack([trainer.draw_inputs(inputs, step)["text_mask"] for step in range(40)])
+    whole = (seen == inputs["text_mask"].bool()).all(dim=2)
+    assert (whole | ~seen.any(dim=2)).all()
+    assert 0.2 < 1 - whole.float().mean() < 0.4
+    lm, encoded = trainer.model.lm.eval(), trainer.model.encoder(inputs["input_features"], inputs["feature_mask"])
+    unseen = torch.zeros_like(inputs["text_mask"], dtype=torch.bool)
+    rest = (encoded.codes, encoded.mask, encoded.ids, None, inputs["tokens_per_symbol"])
+    loss = lm(inputs["text_ids"], unseen, *rest).loss
+    torch.testing.assert_close(lm(inputs["text_ids"].flip(0), unseen, *rest).loss, loss)
+    assert lm(inputs["text_ids"], inputs["text_mask"], *rest).loss != loss
+    with pytest.raises(RecipeError, match="text_dropout is a share"):
+        stage_recipe("joint", folders, text_dropout=1.5)
 
 
 def test_draws_are_keyed_by_run_step_and_utterance(folders, tmp_path):
