@@ -1,5 +1,6 @@
 """Configurations of the modules that are trained end to end. The vocoder's is in configuration_vocoder.py."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from transformers import PreTrainedConfig, Qwen3Config
@@ -7,6 +8,7 @@ from transformers.models.parakeet import ParakeetEncoderConfig
 
 from .audio_features import MelSpec
 from .configuration_vocoder import VocoderConfig
+from .styles import RATE, check_styles
 
 # The LM's own output vocabulary is [codes | control tokens]: a code keeps its FSQ index, controls follow.
 NUM_CONTROL_TOKENS = 4
@@ -113,6 +115,8 @@ class SpeechLMConfig(PreTrainedConfig):
     speaker_dim (`int`): width of the speaker embedding put at the speaker slot; 0 leaves the slot empty.
     text_positions (`str`): "sequential" counts on through text and speech. "aligned" spreads the text over the time
         axis of the speech at a given number of tokens per symbol, which gives a small model the diagonal for free.
+    styles (`dict`): style control, name -> number of levels, or the names of its classes: {"pitch": 5, "emotion":
+        ["happy", "sad"]}. Kept in the order of their names. See `styles.py`.
     """
 
     model_type = "e2e_tts_speech_lm"
@@ -125,12 +129,24 @@ class SpeechLMConfig(PreTrainedConfig):
     speaker_dim: int = 0
     text_positions: Literal["sequential", "aligned"] = "sequential"
     token_rate: float = 25.0
+    styles: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         if self.levels is None:
             self.levels = [3] * 8
+        self.set_styles(self.styles or {})
         super().__post_init__(**kwargs)
+
+    def set_styles(self, styles: Mapping[str, int | list[str]]) -> None:
+        """Raises ValueError for styles that no model, or none with these text positions, can have."""
+        check_styles(styles)
+        if RATE in styles and self.text_positions == "aligned":
+            raise ValueError(
+                f'text_positions="aligned" sets the speaking rate (tokens_per_symbol): take {RATE!r} out of styles.'
+            )
+        # Files hold mappings in the order of their keys.
+        self.styles = dict(sorted(styles.items()))
 
     @property
     def num_codes(self) -> int:

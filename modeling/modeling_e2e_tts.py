@@ -128,6 +128,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         emotion_labels: torch.LongTensor | None = None,
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | None = None,
+        style_levels: torch.LongTensor | None = None,
         seeds: torch.LongTensor | None = None,
         true_losses: Sequence[str] = ("lm", "reward", "flow"),
         predicted_losses: Sequence[str] = (),
@@ -142,7 +143,8 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
         for, speaker_embedding (B, S) the voice given to LM and decoder, taken from other audio of the speaker.
-        seeds (B,) key every random draw. predict_from: "codes", or "hidden" to condition the decoder on LM states.
+        style_levels (B, S) are the LM's (see `SpeechLM.embed_styles`). seeds (B,) key every random draw.
+        predict_from: "codes", or "hidden" to condition the decoder on LM states.
         reference_lm: a frozen LM whose distribution anchors this one (loss_kl).
         """
         encoded = self.encoder(input_features, feature_mask)
@@ -163,7 +165,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
             raise ValueError(f"predict_from is {predict_from!r}; the decoder, by hidden_condition_size, reads {reads}.")
         lm_output = None
         if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
-            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol)
+            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol, style_levels)
             lm_output = self.lm(*lm_inputs)
             output.loss_lm, output.lm_logits = lm_output.loss, lm_output.logits
             if reference_lm is not None:
