@@ -27,6 +27,7 @@ from .adapters import add_adapters
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, load_recipe
 from .speech_data import Collator, MixtureBatches, decode, load_prepared
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
+from .style_labels import check_labels, labelled_rows
 from .train import build_trainer, build_vocoder_trainer, training_arguments
 
 SAMPLED_ROWS, SAMPLED_BATCHES = 2000, 200
@@ -88,6 +89,7 @@ def meta_model(recipe: Recipe) -> E2ETTSModel:
         model = E2ETTSModel(config)
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_config(AutoConfig.from_pretrained(folder)))
+        model.lm.add_styles(recipe.styles)
         model.freeze([name for name, _ in model.named_children() if name not in recipe.train])
         if recipe.lora is not None:
             model = add_adapters(model, recipe.lora, recipe.train).get_base_model()
@@ -154,6 +156,12 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
     width, expected = len(sampled[0]["speaker_embedding"]), config.speaker_config.embedding_size
     if width != expected:
         report.problem("data", f"speaker_embedding has {width} values, the model's are {expected}: annotate again.")
+
+    with report.attempt("styles"):
+        check_labels(rows, recipe.styles)
+        for name, count in labelled_rows(rows).items():
+            if name in config.lm_config.styles:
+                report.ok("styles", f"{name}: {config.lm_config.styles[name]} levels, {count} rows have a label")
 
     weights = data.weights or source_counts(rows, data.max_seconds)
     batches = MixtureBatches(

@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import Sampler
 
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_length
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
+from e2e_tts.modeling.styles import UNSPECIFIED, Levels
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,15 @@ ANNOTATED = ("text_ids", "ctc_labels", "speaker_embedding")
 # Batches of one pool are of similar length where the pool has many times the rows of a batch.
 BATCHES_PER_POOL = 20
 UNLABELLED = -100
+STYLE_PREFIX = "style_"  # of the columns of e2e_tts.trainers.style_labels, a clip's rank among its speaker's
 
 
 def load_prepared(folders: Sequence[str], split: str) -> Dataset:
     """Concatenates prepared folders (see `prepare` and `annotate`) and keeps one split, sources included.
 
-    Columns that not all folders have are left out. Raises ValueError if a folder is no prepared data set, if folders
-    were annotated with different speaker encoders, and if there are no rows.
+    Columns that not all folders have are left out, but for labels of style: they are empty in the rows of the others.
+    Raises ValueError if a folder is no prepared data set, if folders were annotated with different speaker encoders,
+    and if there are no rows.
     """
     parts = [(folder, load_folder(folder)) for folder in folders]
     columns = list(dict.fromkeys(name for _, part in parts for name in part.column_names))
@@ -42,8 +45,13 @@ def load_prepared(folders: Sequence[str], split: str) -> Dataset:
         sizes = {folder: len(part[0]["speaker_embedding"] or ()) for folder, part in parts if len(part)}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The folders were annotated with different speaker encoders; embedding sizes: {sizes}.")
+    styles = [name for name in columns if name.startswith(STYLE_PREFIX)]
+    for folder, part in parts:
+        if missing := [name for name in styles if name not in part.column_names]:
+            logger.warning("%s has no %s: e2e_tts.trainers.style_labels adds labels of style.", folder, missing)
     kept = [
-        part.select_columns(common).select(np.flatnonzero(np.asarray(part["split"][:]) == split))
+        part.select_columns([*common, *(name for name in styles if name in part.column_names and name not in common)])
+        .select(np.flatnonzero(np.asarray(part["split"][:]) == split))
         for _, part in parts
     ]
     if not sum(len(part) for part in kept):
@@ -171,6 +179,20 @@ class SpeechDataset(torch.utils.data.Dataset):
         return {**row, "index": int(index), "waveform": decode(row["audio"], self.spec.sampling_rate)}
 
 
+def style_level(row: dict, name: str, levels: Levels) -> int:
+    """The level of a row's style: its speaker's clips in as many equal parts, or the class that the row names.
+
+    Raises ValueError for a class that is not among them.
+    """
+    if isinstance(levels, int):
+        rank = row.get(f"{STYLE_PREFIX}{name}")
+        return UNSPECIFIED if rank is None else 1 + min(int(rank * levels), levels - 1)
+    label = row.get(name) or ""
+    if label and label not in levels:
+        raise ValueError(f"The data has {name} {label!r}, the LM's style has {list(levels)}: add it to styles.{name}.")
+    return 1 + list(levels).index(label) if label else UNSPECIFIED
+
+
 class Collator:
     """Pads rows to a batch of model inputs; every utterance is padded with zeros to whole tokens first.
 
@@ -178,9 +200,11 @@ class Collator:
     speaker_target (B, S), tokens_per_symbol (B,) and utterance (B,), the row number that keys random draws. Where the
     decoder's mel is another one, `mel` holds it; rows then come at the decoder's sampling rate and are resampled for
     the tokenizer. With `emotions`, the names of the classes of an emotion head, emotion_labels (B,) holds the classes
-    of the column emotion, -100 where it is empty.
+    of the column emotion, -100 where it is empty. With `styles`, those of the LM, style_levels (B, S) holds their
+    levels in this order: those of ranks in the column style_NAME, or the classes in the column NAME; 0 where a column
+    or its value is missing.
 
-    Raises ValueError for rows that are not annotated, and for an emotion that is no class.
+    Raises ValueError for rows that are not annotated, and for an emotion or the like that is no class.
     """
 
     def __init__(
@@ -189,7 +213,9 @@ class Collator:
         frames_per_token: int,
         decoder_spec: MelSpec | None = None,
         emotions: Sequence[str] | None = None,
+        styles: Mapping[str, Levels] | None = None,
     ) -> None:
+        self.styles = dict(styles or {})
         self.mel = MelSpectrogram(spec)
         self.frames_per_token = frames_per_token
         self.samples_per_token = spec.hop_length * frames_per_token
@@ -212,6 +238,7 @@ class Collator:
             encoder.frames_per_token,
             MelSpec.from_dict(config.decoder_config.mel),
             emotions,
+            config.lm_config.styles,
         )
 
     def _emotion_labels(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -224,6 +251,12 @@ class Collator:
                 "reward_config.id2label, as many as num_emotions."
             )
         return {"emotion_labels": torch.tensor([self.emotions.get(name, UNLABELLED) for name in names])}
+
+    def _style_levels(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        if not self.styles:
+            return {}
+        levels = [[style_level(row, name, levels) for name, levels in self.styles.items()] for row in rows]
+        return {"style_levels": torch.tensor(levels)}
 
     @staticmethod
     def _stack(waveforms: list[np.ndarray], lengths: list[int]) -> torch.Tensor:
@@ -238,7 +271,7 @@ class Collator:
             raise ValueError(f"The rows lack {missing}: give the recipe folders written by e2e_tts.trainers.annotate.")
         waveforms = [row["waveform"] for row in rows]
         counts = [padded_length(len(waveform), self.audio_per_token) // self.audio_per_token for waveform in waveforms]
-        batch = self._emotion_labels(rows)
+        batch = self._emotion_labels(rows) | self._style_levels(rows)
         if self.decoder_mel is not None:
             batch["mel"] = self.decoder_mel(self._stack(waveforms, [count * self.audio_per_token for count in counts]))
             rates = self.audio_spec.sampling_rate, self.mel.spec.sampling_rate

@@ -24,7 +24,7 @@ from .safety import divergence, save_bad_batch
 from .sharding import prepare_sharding, root_gathered
 from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
-OTHER_CLIP, RATE, NO_TEXT = 21, 22, 23  # salts of the trainer's own draws
+OTHER_CLIP, RATE, NO_TEXT, NO_STYLE = 21, 22, 23, 24  # salts of the trainer's own draws
 
 
 def loss_key(name: str) -> str:
@@ -128,7 +128,7 @@ class SpeechTrainer(Trainer):
         return values % (2**31 - 1)
 
     def draw_inputs(self, inputs: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        """Adds seeds and the voice, of another clip of the speaker if there is one; jitters rates, hides some texts."""
+        """Adds seeds and the voice, of another clip of the speaker if any; jitters rates, hides texts and styles."""
         inputs = dict(inputs)
         utterances = inputs.pop("utterance").cpu()
         inputs["seeds"] = self.seeds(utterances, step)
@@ -148,6 +148,12 @@ class SpeechTrainer(Trainer):
             draws = [np.random.default_rng((seed, NO_TEXT)).random() for seed in inputs["seeds"].tolist()]
             seen = torch.tensor(draws) >= self.recipe.text_dropout
             inputs["text_mask"] = inputs["text_mask"].bool() & seen[:, None].to(inputs["text_mask"].device)
+        if "style_levels" in inputs:
+            levels = inputs["style_levels"]
+            sources = [np.random.default_rng((seed, NO_STYLE)) for seed in inputs["seeds"].tolist()]
+            draws = torch.from_numpy(np.stack([source.random(1 + levels.shape[1]) for source in sources]))
+            kept = draws >= self.recipe.style_dropout
+            inputs["style_levels"] = levels * (kept[:, :1] & kept[:, 1:]).to(levels.device)
         return inputs
 
     # ---------------------------------------------------------------- losses

@@ -22,6 +22,7 @@ from .built_in_voices import add_voices
 from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
 from .speech_data import Collator, SpeechDataset, load_prepared
 from .stage_trainers import TRAINERS, SpeechTrainer
+from .style_labels import check_labels
 from .vocoder_data import CropDataset
 from .vocoder_trainer import VocoderTrainer
 
@@ -29,7 +30,7 @@ logger = logging.get_logger(__name__)
 
 
 def build_model(recipe: Recipe) -> E2ETTSModel:
-    """The composite that a recipe starts from: a folder, or a configuration, with single modules replaced."""
+    """The composite that a recipe starts from: a folder, or a configuration, with modules replaced and styles added."""
     if recipe.lora is not None and not recipe.lora.merged and (recipe.init is None or recipe.init_modules):
         raise RecipeError(
             "An adapter folder is loaded onto the checkpoint that init names, and here the model is another one: save "
@@ -41,6 +42,7 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
         model = E2ETTSModel(E2ETTSConfig(**recipe.model))
     for name, folder in recipe.init_modules.items():
         model.replace_module(name, AutoModel.from_pretrained(folder))
+    model.lm.add_styles(recipe.styles)
     return model
 
 
@@ -109,6 +111,7 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
         return SpeechDataset(load_prepared(recipe.data.folders, split), collator.audio_spec)
 
     train_dataset = speech("train")
+    check_labels(train_dataset.rows, recipe.styles)
     if recipe.voices:
         add_voices(model, train_dataset.rows, recipe.voices)
     return TRAINERS[recipe.trainer](
