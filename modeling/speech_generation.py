@@ -12,6 +12,7 @@ from torch import nn
 from .audio_features import length_mask
 from .modeling_speech_lm import GeneratedCodes
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
+from .styles import RATE, Style, resolve_styles
 from .voices import Condition, Voice, VoiceMixin
 
 # What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
@@ -50,6 +51,7 @@ class SpeechGenerationMixin(VoiceMixin):
         prompt_text_ids: torch.LongTensor | None = None,
         tokens_per_symbol: torch.Tensor | float | None = None,
         speed: float = 1.0,
+        style: Style | Sequence[Style] | None = None,
         seed: int | None = None,
         num_steps: int = 10,
         guidance: float = 0.7,
@@ -64,6 +66,8 @@ class SpeechGenerationMixin(VoiceMixin):
         reference (features of one clip for all rows, or one a row), or an embedding; by default the first built-in
         voice. With prompt_text_ids (1, P), the transcript of the single reference clip, LM and decoder continue that
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
+        style: {"pitch": "high"} for instance, a level by name or number of what `lm.config.styles` lists, or one such
+        mapping a row; "rate" works with every checkpoint whose text positions are "aligned".
         chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. sampling goes to
         `SpeechLM.generate_codes`.
 
@@ -77,6 +81,7 @@ class SpeechGenerationMixin(VoiceMixin):
             speed,
             seed,
             sampling,
+            style,
         )
         generated = self.lm.generate_codes(**request.lm_arguments)
         self._check_ended(generated)
@@ -93,6 +98,7 @@ class SpeechGenerationMixin(VoiceMixin):
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | float | None = None,
         speed: float = 1.0,
+        style: Style | Sequence[Style] | None = None,
         seed: int | None = None,
         num_steps: int = 10,
         guidance: float = 0.7,
@@ -111,7 +117,7 @@ class SpeechGenerationMixin(VoiceMixin):
         if text_ids is not None and text_ids.shape[0] != 1:
             raise ValueError(f"One text is streamed at a time, got a batch of {text_ids.shape[0]}.")
         speaker = voice if speaker_embedding is None else speaker_embedding
-        request = self._request(text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling)
+        request = self._request(text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling, style)
         solver = {"num_steps": num_steps, "guidance": guidance, "temperature": decoder_temperature}
         return self._stream(request, self._chunk_decoder(request.condition, request.seeds, chunking, solver))
 
@@ -148,6 +154,7 @@ class SpeechGenerationMixin(VoiceMixin):
         speed: float,
         seed: int | None,
         sampling: dict[str, Any],
+        style: Style | Sequence[Style] | None = None,
     ) -> Request:
         if text_ids is None or text_ids.numel() == 0:
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
@@ -157,6 +164,13 @@ class SpeechGenerationMixin(VoiceMixin):
         batch = text_ids.shape[0]
         text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         condition = self._condition(voice, batch)
+        style_levels = None
+        if style:
+            sets_rate = self.lm.config.text_positions == "aligned"
+            style_levels, speeds = resolve_styles(style, self.lm.config.styles, batch, sets_rate)
+            if speed != 1.0 and bool((speeds != 1.0).any()):
+                raise ValueError(f"speed and the style {RATE!r} set the same thing: give one of them.")
+            style_levels, speed = style_levels.to(self.device), speed * speeds.to(self.device)
         prompt_ids = None
         if condition.prompt is not None and condition.prompt.prompt_text_ids is not None:
             prompt_text_ids = condition.prompt.prompt_text_ids.to(text_ids).expand(batch, -1)
@@ -177,6 +191,7 @@ class SpeechGenerationMixin(VoiceMixin):
             "text_mask": text_mask,
             "speaker_embedding": condition.embedding,
             "tokens_per_symbol": rate / speed,
+            "style_levels": style_levels,
             "prompt_ids": prompt_ids,
             "generator": generator,
             **self.config.sampling,
@@ -258,12 +273,13 @@ class SpeechGenerationMixin(VoiceMixin):
         text_mask: torch.Tensor,
         speaker_embedding: torch.Tensor,
         tokens_per_symbol: torch.Tensor,
+        style_levels: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         """What the decoder reads for codes (B, T, D): the codes or, if it was built so, the LM's states behind them."""
         if not self.decoder.config.hidden_condition_size:
             return codes
-        states = self.lm(text_ids, text_mask, codes, mask, None, speaker_embedding, tokens_per_symbol).hidden_states
-        return states[:, :-1]
+        condition = (speaker_embedding, tokens_per_symbol, style_levels)
+        return self.lm(text_ids, text_mask, codes, mask, None, *condition).hidden_states[:, :-1]
 
     def _check_reads_codes(self) -> None:
         if self.decoder.config.hidden_condition_size:
@@ -289,7 +305,7 @@ class SpeechGenerationMixin(VoiceMixin):
                 prompt_ids = arguments["prompt_ids"]
                 lm_codes = torch.cat([self.lm.quantizer.indices_to_codes(prompt_ids), codes], dim=1)
                 lm_mask = nn.functional.pad(mask, (prompt_ids.shape[1], 0), value=True)
-            names = ("text_ids", "text_mask", "speaker_embedding", "tokens_per_symbol")
+            names = ("text_ids", "text_mask", "speaker_embedding", "tokens_per_symbol", "style_levels")
             source = self.decoder_source(lm_codes, lm_mask, *(arguments[name] for name in names))
             source = source[:, source.shape[1] - length - ids.shape[1] :]
         else:

@@ -5,6 +5,7 @@ import torch
 from factories import (
     SPEAKER_DIM,
     composite_settings,
+    decoder_settings,
     lm_settings,
     make_composite,
     make_lm,
@@ -199,3 +200,41 @@ def test_requests_become_levels_and_speeds():
             resolve_styles(wanted, styles, 2, rate_is_set=True)
     with pytest.raises(ValueError, match="trained without any"):
         resolve_styles({"pitch": "high"}, {}, 1, rate_is_set=False)
+
+
+def test_speech_in_a_style():
+    """The greedy LM says other things in another style, in a batch and in a stream as alone."""
+    settings = lm_settings(styles={"pitch": 5}, text_positions="aligned")
+    model = make_composite(lm_config=settings)
+    model.lm.style_embeddings["pitch"].weight.data[1:] = 3 * random_tensor(5, 32)
+    model.lm.end_head.bias.data.fill_(100.0)  # ends as soon as it may
+    common = {"temperature": 0.0, "num_steps": 1, "seed": 0, "min_tokens_per_symbol": 3.0}
+    one = {"speaker_embedding": VOICE[:1], **common}
+
+    def ids(style, **changes) -> list[int]:
+        return model.generate(TEXT[:1], style=style, **{**one, **changes})["ids"][0].tolist()
+
+    plain, high = ids(None), ids({"pitch": "very high"})
+    assert plain == ids({}) == ids({"pitch": 0}) != high == ids({"pitch": 5})
+    batch = model.generate(TEXT[:1].expand(2, -1), style=[{}, {"pitch": 5}], speaker_embedding=VOICE[0], **common)
+    rows = [row[mask].tolist() for row, mask in zip(batch["ids"], batch["mask"], strict=True)]
+    assert rows == [plain, high]
+    chunks = model.generate_stream(TEXT[:1], style={"pitch": 5}, speaker_embedding=VOICE[0], **common)
+    assert torch.cat([chunk["ids"] for chunk in chunks], dim=1)[0].tolist() == high
+    # The rate is set by positions: the same as giving it as a speed, exactly.
+    assert ids({"rate": "fast"}) == ids(None, speed=1.2)
+    with pytest.raises(ValueError, match="give one of them"):
+        ids({"rate": "fast"}, speed=0.9)
+    with pytest.raises(ValueError, match=r"no style 'energy': it has pitch \(1 to 5.* and rate"):
+        ids({"energy": 2})
+
+
+def test_a_decoder_that_reads_states_gets_those_of_the_style():
+    decoder = decoder_settings(hidden_condition_size=32)
+    model = make_composite(lm_config=lm_settings(styles={"pitch": 2}), decoder_config=decoder)
+    model.lm.style_embeddings["pitch"].weight.data[2] = 3.0
+    codes, ids = codes_of(model.lm, 1)
+    arguments = (codes, torch.ones_like(ids, dtype=torch.bool), TEXT[:1], None, VOICE[:1], None)
+    plain, styled = (model.decoder_source(*arguments, torch.tensor([[level]])) for level in (0, 2))
+    torch.testing.assert_close(plain, model.decoder_source(*arguments))
+    assert not torch.allclose(plain, styled, atol=1e-3)
