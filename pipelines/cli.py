@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentParser as Parser
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +20,12 @@ OVERVIEW = """examples:
   e2e-tts clone me.wav -o me.safetensors
   e2e-tts speak "In my own voice." --voice me.safetensors -o mine.wav
   e2e-tts convert me.wav --voice NAME -o other.wav
+  e2e-tts detect heard.mp3
   e2e-tts serve --port 8000
   e2e-tts train --recipe small_joint --output_dir runs/joint
 
 Every command has its own --help. Messages go to standard error, so that - can stand for standard input and output.
-Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage, 3 no watermark (detect), 130 interrupted.
 """
 SPEAK = """examples:
   e2e-tts speak "Hello, world! How are you today?" -o hello.wav
@@ -41,7 +42,8 @@ CLONE = """examples:
   e2e-tts clone me.wav --transcribe -o me.safetensors                       (finds out by itself what it says)
   e2e-tts speak "Hello." --voice me.safetensors -o hello.wav
 
-Clone only your own voice, or one whose owner has agreed.
+Clone only your own voice, or one whose owner has agreed. Speech in it carries an inaudible watermark (e2e-tts detect)
+where resemble-perth is installed; speak --no-watermark leaves it out.
 """
 CONVERT = """examples:
   e2e-tts convert me.wav --voice NAME -o other.wav
@@ -60,6 +62,15 @@ DETOKENIZE = """examples:
   e2e-tts detokenize me.json -o again.wav
   e2e-tts detokenize tokens/*.npy --voice NAME --format flac -o speech/
   e2e-tts tokenize me.wav | e2e-tts detokenize - -o - | aplay
+"""
+DETECT = """examples:
+  e2e-tts detect heard.mp3
+  e2e-tts detect takes/*.wav && echo "all of them were made by a machine"
+
+A line a file: marked or not marked, confidence from 0 to 1, name, and where in the file. Speech of cloned voices and
+converted recordings carry the mark by default; so does speech of other programs that use Perth. The mark survives MP3,
+Opus and resampling. Its absence proves nothing: speech made without the mark, or from which someone removed it, has
+none. Exit codes: 0 all are marked, 3 some are not, 1 some could not be read.
 """
 SERVE = """examples:
   e2e-tts serve
@@ -100,7 +111,7 @@ def build_parser() -> Parser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[Namespace], None], summary: str, description: str, epilog: str) -> Parser:
+    def add(name: str, run: Callable[[Namespace], int | None], summary: str, description: str, epilog: str) -> Parser:
         command = subparsers.add_parser(
             name,
             help=summary,
@@ -136,6 +147,15 @@ def build_parser() -> Parser:
     _add_detokenize(
         add("detokenize", commands.detokenize, "speak speech tokens", "Makes tokens audible again.", DETOKENIZE)
     )
+    _add_detect(
+        add(
+            "detect",
+            commands.detect,
+            "find the watermark of cloned speech",
+            "Says which recordings carry the inaudible mark of cloned speech.",
+            DETECT,
+        )
+    )
     _add_serve(
         add(
             "serve",
@@ -167,6 +187,7 @@ def _add_speak(command: Parser) -> None:
     command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
     command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
     command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
+    _add_watermark(command, "speech in the voice of a recording")
     command.add_argument("--text-guidance", type=float, help="above 1 keeps closer to the text; 1 is off")
 
 
@@ -189,6 +210,7 @@ def _add_convert(command: Parser) -> None:
     _add_model(command)
     _add_voice(command)
     _add_decoder(command)
+    _add_watermark(command, "all")
 
 
 def _add_tokenize(command: Parser) -> None:
@@ -213,6 +235,12 @@ def _add_detokenize(command: Parser) -> None:
     _add_model(command)
     _add_voice(command)
     _add_decoder(command)
+    _add_watermark(command, "all")
+
+
+def _add_detect(command: Parser) -> None:
+    command.add_argument("recordings", nargs="+", metavar="FILE", help="recordings; - reads one from standard input")
+    command.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def _add_serve(command: Parser) -> None:
@@ -229,6 +257,7 @@ def _add_serve(command: Parser) -> None:
         "--max-waiting", type=int, default=16, help="requests that may wait; more are refused (default: %(default)s)"
     )
     _add_model(command)
+    _add_watermark(command, "speech in voices of --voices")
 
 
 def _add_output(command: Parser, default: str | None = None) -> None:
@@ -259,6 +288,14 @@ def _add_model(command: Parser) -> None:
 def _add_voice(command: Parser) -> None:
     command.add_argument("--voice", metavar="NAME", help="built-in voice, or a file of e2e-tts clone (default: first)")
     command.add_argument("--reference", metavar="FILE", help="recording whose voice is taken instead, 3 to 10 s say")
+
+
+def _add_watermark(command: Parser, default: str) -> None:
+    command.add_argument(
+        "--watermark",
+        action=BooleanOptionalAction,
+        help=f"mark all speech inaudibly, or none (default: {default}, where resemble-perth is installed)",
+    )
 
 
 def _add_decoder(command: Parser) -> None:
@@ -293,15 +330,15 @@ def _run_module(name: str, arguments: list[str]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 after a one-line error, 130 after an interrupt. Raises SystemExit as argparse does:
-    with 0 after help, with 2 for wrong usage."""
+    """Returns the exit code: a command's own or 0, 1 after a one-line error, 130 after an interrupt. Raises SystemExit
+    as argparse does: with 0 after help, with 2 for wrong usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments and arguments[0] in MODULE_COMMANDS:
             return _run_module(arguments[0], arguments[1:])
         options = build_parser().parse_args(arguments)
         with _warnings_in_one_line():
-            options.run(options)
+            return options.run(options) or 0
     except BrokenPipeError:
         # The reader has left, which is its right. Nothing is left to flush to it when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,10 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from .audio_files import as_samples
 from .audio_writer import AudioWriter, encode, format_of, writable_formats
 
 DEFAULT_MODEL = Path("model_cards") / "small-en"
 STANDARD = "-"  # standard input or output
+EXIT_UNMARKED = 3
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -73,6 +75,7 @@ def speak(options: argparse.Namespace) -> None:
         settings["reference_audio"] = options.reference
     if options.transcribe:
         settings["transcribe"] = True
+    settings["watermark"] = options.watermark
 
     def progress(number: int, count: int | None, part: str) -> None:
         say(options, f"[{number}{f'/{count}' if count else ''}] {part}")
@@ -115,7 +118,9 @@ def convert(options: argparse.Namespace) -> None:
     voice = find_voice(pipe, options)
 
     def work(source: str, target: str) -> None:
-        speech = pipe.convert(recordings[source], voice=voice, **decoder_settings(options))
+        speech = pipe.convert(
+            recordings[source], voice=voice, watermark=options.watermark, **decoder_settings(options)
+        )
         write_speech(speech, target, formats[target])
 
     for_each(plan, work, options)
@@ -158,10 +163,31 @@ def detokenize(options: argparse.Namespace) -> None:
     voice = find_voice(pipe, options)
 
     def work(source: str, target: str) -> None:
-        speech = pipe.detokenize(tokens[source], voice=voice, **decoder_settings(options))
+        speech = pipe.detokenize(
+            tokens[source], voice=voice, watermark=options.watermark, **decoder_settings(options)
+        )
         write_speech(speech, target, formats[target])
 
     for_each(plan, work, options)
+
+
+def detect(options: argparse.Namespace) -> int:
+    """Says which recordings carry the mark of cloned speech. Returns EXIT_UNMARKED if one of them does not."""
+    from .watermark import load_watermark
+
+    recordings = {source: read_recording(source) for source in options.recordings}
+    mark = load_watermark()
+    unmarked = []
+
+    def work(source: str, _: str) -> None:
+        found = mark.detect(*mono(recordings[source]))
+        place = f"\t{found.start:.1f}-{found.end:.1f} s" if found.is_marked else ""
+        print(f"{'marked' if found.is_marked else 'not marked'}\t{found.confidence:.2f}\t{source}{place}", flush=True)
+        if not found.is_marked:
+            unmarked.append(source)
+
+    for_each([(source, source) for source in recordings], work, options)
+    return EXIT_UNMARKED if unmarked else 0
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -180,6 +206,7 @@ def serve(options: argparse.Namespace) -> None:
         aliases=options.alias,
         limits=ServerLimits(characters=options.max_characters, waiting=options.max_waiting),
         device=options.device,
+        watermark=options.watermark,
     )
     say(options, f"http://{options.host}:{options.port}/v1/audio/speech")
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning" if options.quiet else "info")
@@ -236,6 +263,12 @@ def read_recording(source: str) -> Any:
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"Standard input cannot be read as an audio file: {error}") from error
     return {"array": samples, "sampling_rate": rate}
+
+
+def mono(recording: Any) -> tuple[Any, int]:
+    """Samples (samples,), several channels mixed down, and their rate in Hz. Raises ValueError for no audio file."""
+    samples, rate = as_samples(recording, None)
+    return samples.mean(axis=1) if samples.ndim == 2 else samples, rate
 
 
 def check_folder(output: str) -> None:

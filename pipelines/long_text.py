@@ -144,7 +144,7 @@ def speak_parts(
 ) -> Iterator[dict[str, Any]]:
     """Speaks a text of any length with a TextToSpeechPipeline, part by part, in memory for one part.
 
-    Yields {"audio": float32 (samples,), "sampling_rate": Hz, "text": the part}; every part but the first begins with a
+    Yields what a call gives and "text", the part; every part but the first begins with a
     pause, so the parts put together are the speech. progress(number, count, part) is called before each part. Where
     speech fails (it finds no end, say), it is tried again, with a seed given with that plus 1, 2 and so on.
 
@@ -172,12 +172,10 @@ def speak_long(
     attempts: int = ATTEMPTS,
     **settings: Any,
 ) -> dict[str, Any]:
-    """The speech of `speak_parts` as one: {"audio": float32 (samples,), "sampling_rate": Hz}."""
+    """The speech of `speak_parts` as one: {"audio": float32 (samples,), "sampling_rate": Hz, "watermarked": bool}."""
     parts = list(speak_parts(pipe, text, progress, pause_seconds, attempts, **settings))
-    return {
-        "audio": np.concatenate([part["audio"] for part in parts]),
-        "sampling_rate": parts[0]["sampling_rate"],
-    }
+    same = {name: value for name, value in parts[0].items() if name != "text"}
+    return {**same, "audio": np.concatenate([part["audio"] for part in parts])}
 
 
 @contextmanager

@@ -67,6 +67,9 @@ class SpeechService:
                 if path.stem in self.voices:
                     raise ValueError(f"{path} has the name of a built-in voice; rename it.")
                 self.voices[path.stem] = pipe.load_voice(path)
+        # Whether their speech is marked is said now, in the log of the server's start, and not at some request.
+        for voice in self.voices.values():
+            pipe.find_watermark(voice)
 
     def check(self, request: SpeechRequest) -> None:
         """Raises ApiError for what can be told without speaking."""
@@ -149,17 +152,19 @@ def create_app(
     aliases: Sequence[str] = (),
     limits: ServerLimits | None = None,
     device: str = "cpu",
+    watermark: bool | None = None,
 ) -> FastAPI:
     """The server of one checkpoint, loaded here: a folder or owner/model.
 
     voices_folder: voice files to offer beside the built-in voices. aliases: other names that clients may ask for, such
-    as "tts-1" where a program cannot be told another one.
+    as "tts-1" where a program cannot be told another one. watermark: the pipeline's setting, which no request changes.
 
-    Raises ValueError or OSError for checkpoints, voices and limits that cannot be used.
+    Raises ImportError for watermark=True where the package is missing, and ValueError or OSError for checkpoints,
+    voices and limits that cannot be used.
     """
     limits = limits or ServerLimits()
     queue = SpeechQueue(limits.waiting)
-    service = SpeechService(load_pipeline(str(model), device=device), voices_folder, limits)
+    service = SpeechService(load_pipeline(str(model), device=device, watermark=watermark), voices_folder, limits)
     name = Path(model).resolve().name if Path(model).is_dir() else str(model)
     names = (name, *aliases)
 

@@ -30,6 +30,9 @@ INTRODUCTION = f"""# {TITLE}
 The language model turns text into speech tokens, the flow-matching decoder turns tokens into a mel spectrogram, and the
 vocoder makes it audible. Tokens, language model and decoder were trained together."""
 
+MARKED = "This speech in a cloned voice carries an inaudible watermark; `e2e-tts detect` finds it."
+UNMARKED = "This speech in a cloned voice carries no watermark: the package `resemble-perth` would add it here."
+
 # A rate in Hz and samples.
 Audio = tuple[int, np.ndarray]
 
@@ -49,11 +52,13 @@ class Demo:
 
     def play(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
-    ) -> Iterator[tuple[bytes | None, Audio | None, Image.Image]]:
-        """For the page: a chunk for the player, the recording once it is complete, and the picture as it grows."""
+    ) -> Iterator[tuple[bytes | None, Audio | None, Image.Image, str]]:
+        """For the page: a chunk for the player, the recording once it is complete, the picture as it grows, and a line
+        about the watermark of cloned speech."""
         for chunk, speech in self._speak(True, text, voice, reference, **inputs):
-            yield to_wav(chunk, speech.rate) if can_play() else None, None, speech.picture()
-        yield None, speech.recording(), speech.picture()
+            note = watermark_note(reference, speech)
+            yield to_wav(chunk, speech.rate) if can_play() else None, None, speech.picture(), note
+        yield None, speech.recording(), speech.picture(), note
 
     def stream(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
@@ -89,6 +94,8 @@ class Demo:
                 gr.Warning(f"{name}: {error}")
             else:
                 results[2 * index : 2 * index + 2] = [speech.recording(), speech.picture()]
+                if note := watermark_note(reference, speech):
+                    gr.Info(f"{name}: {note}")
             yield results
 
     def _speak(
@@ -129,6 +136,13 @@ def report_left_out(pipe: Any, request: Request) -> None:
     with readable_errors():
         for note in left_out(pipe, request.text):
             gr.Warning(note)
+
+
+def watermark_note(reference: str | None, speech: Speech) -> str:
+    """What the page says of the watermark: nothing of built-in voices."""
+    if reference is None:
+        return ""
+    return MARKED if speech.watermarked else UNMARKED
 
 
 @contextmanager
@@ -174,12 +188,13 @@ def build_demo(*sources: str) -> gr.Blocks:
                     buttons=[],
                 )
                 audio, picture = lay_out_result("Recording", "recording")
+                note = gr.Markdown(elem_id="watermark")
         chunk = gr.Audio(label="Chunk", visible=False, format="wav")
         speaking = gr.on(
             [button.click, inputs["text"].submit],
             demo.play,
             inputs_kwargs=inputs,
-            outputs=[live, audio, picture],
+            outputs=[live, audio, picture, note],
             api_visibility="private",
             show_progress_on=[picture],
             **TURN,

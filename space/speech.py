@@ -51,12 +51,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Speech:
-    """Speech so far: audio (samples,), mel (T_mel, n_mels) and codes (T, D), both NaN in pauses; mel settings."""
+    """Speech so far: audio (samples,), mel (T_mel, n_mels) and codes (T, D), both NaN in pauses; mel settings; whether
+    the audio carries an inaudible mark."""
 
     audio: np.ndarray
     mel: np.ndarray
     codes: np.ndarray
     spec: dict
+    watermarked: bool = False
 
     @property
     def rate(self) -> int:
@@ -100,6 +102,8 @@ def speak(name: str, pipe: Any, request: Request, streamed: bool) -> Iterator[tu
             audio=np.concatenate([speech.audio, chunk["audio"]]),
             mel=np.concatenate([speech.mel, mel]),
             codes=np.concatenate([speech.codes, codes]),
+            # Checkpoints whose own code is older do not mark.
+            watermarked=chunk.get("watermarked", False),
         )
         yield chunk["audio"], speech
 

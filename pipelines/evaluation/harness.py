@@ -184,7 +184,8 @@ def _load_speaker(options: EvaluationOptions, settings: SynthesisSettings) -> Sp
     from e2e_tts.pipelines import load_pipeline
 
     # Given to the constructor, a voice or setting that the model does not have is refused before anything is spoken.
-    chosen = settings.sampling | ({"voice": settings.voice} if settings.voice else {})
+    # Figures are the model's, without the mark of cloned speech, unless --sampling watermark=true asks for it.
+    chosen = {"watermark": False} | settings.sampling | ({"voice": settings.voice} if settings.voice else {})
     try:
         return load_pipeline(options.model, device=options.device, **chosen)
     except TypeError as error:

@@ -45,7 +45,7 @@ def same(first: dict, second: dict) -> bool:
 def test_output_and_seeds(pipe):
     speech = pipe(TEXTS[0], seed=0)
     assert "E2ETTSModel" in repr(pipe)
-    assert speech.keys() == {"audio", "sampling_rate"} and speech["sampling_rate"] == 16000
+    assert speech.keys() == {"audio", "sampling_rate", "watermarked"} and speech["sampling_rate"] == 16000
     audio = speech["audio"]
     assert audio.dtype == np.float32 and audio.ndim == 1 and audio.size % 640 == 0 and np.isfinite(audio).all()
     # Trimmed to its own length: the last token sounds.
