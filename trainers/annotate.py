@@ -23,7 +23,7 @@ from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 
 from .part_store import Pace, PartStore
 from .teacher_labels import EmotionTeacher, SpeakerTeacher
-from .text_tokens import PHONEMES, load_processor, text_tokens
+from .text_tokens import PHONEMES, TOKENIZER_HELP, load_processor, text_tokens
 from .vocoder_data import read_audio
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--emotion_threshold", type=float, default=0.5, help="least probability of a pseudo label")
     parser.add_argument(
         "--tokenizer", default=PHONEMES,
-        help=f"{PHONEMES} (English), or a released model or the LM's tokenizer, by folder or Hub name",
+        help=f"{TOKENIZER_HELP}, or a released model or the LM's tokenizer, by folder or Hub name",
     )  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the teachers")
     parser.add_argument("--output", type=Path, required=True)

@@ -36,7 +36,7 @@ from .part_store import Pace, PartStore
 from .prepare_report import markdown, refused_csv, summarise, totals
 from .row_checks import NO_TOKENIZER, CheckSettings, RawRow, RefusedRow, RowChecker
 from .splits import SplitFractions, Splits
-from .text_tokens import PHONEMES
+from .text_tokens import PHONEMES, TOKENIZER_HELP
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def build_parser() -> argparse.ArgumentParser:
     checks.add_argument("--max-characters", type=float, default=CheckSettings.max_characters, help="a second")
     checks.add_argument(
         "--tokenizer", default=PHONEMES,
-        help=f"text must be in its alphabet: {PHONEMES} (English), a tokenizer or model by folder or Hub name, or "
+        help=f"text must be in its alphabet: {TOKENIZER_HELP}, a tokenizer or model by folder or Hub name, or "
         f"{NO_TOKENIZER}",
     )  # fmt: skip
     splits = parser.add_argument_group("held-out rows")

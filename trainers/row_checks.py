@@ -11,10 +11,12 @@ import soxr
 
 from .speech_signal import clipped_share, encode_flac, frame_levels, normalise_loudness, read_recording, trim_silence
 from .splits import normalise_text
-from .text_tokens import PHONEMES, load_processor, text_tokens
+from .text_tokens import PHONEMES, PROBES, load_processor, text_tokens
 
 SILENCE_DBFS = -60.0
 NO_TOKENIZER = "none"
+# What a phoneme frontend speaks, and how the codes of these languages begin (cmn: ISO 639-3 for Mandarin).
+SPOKEN = {"en": ("English", ("en",)), "zh": ("Mandarin and English", ("zh", "cmn", "en"))}
 
 
 class RefusedRow(ValueError):
@@ -93,7 +95,8 @@ class RowChecker:
         self.settings = settings
         if settings.tokenizer != NO_TOKENIZER:
             # A wrong name or a missing package should fail at once, not in every row; forked workers share the lexicon.
-            text_tokens(load_processor(settings.tokenizer), "one")
+            processor = load_processor(settings.tokenizer)
+            text_tokens(processor, PROBES[processor.language])
 
     def __call__(self, row: RawRow) -> dict:
         if row.problem:
@@ -126,9 +129,10 @@ class RowChecker:
         if self.settings.tokenizer == NO_TOKENIZER:
             return
         processor = load_processor(self.settings.tokenizer)
-        if processor.frontend == PHONEMES and row.language and not row.language.lower().startswith("en"):
+        spoken, codes = SPOKEN[processor.language]
+        if processor.frontend == PHONEMES and row.language and not row.language.lower().startswith(codes):
             raise RefusedRow(
-                "alphabet", f"the phoneme frontend speaks English, not {row.language!r}; choose another --tokenizer"
+                "alphabet", f"the phoneme frontend speaks {spoken}, not {row.language!r}; choose another --tokenizer"
             )
         try:
             _, labels = text_tokens(processor, row.text)

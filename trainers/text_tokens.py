@@ -11,19 +11,25 @@ from e2e_tts.modeling.feature_extraction_e2e_tts import TextToSpeechFeatureExtra
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 
 PHONEMES = "phonemes"
+# What --tokenizer calls the phoneme frontends -> their language.
+PHONEME_LANGUAGES = {PHONEMES: "en", "phonemes-zh": "zh"}
+# A text that needs everything that a language needs, to find out whether a processor works.
+PROBES = {"en": "one", "zh": "一, one, 1"}
+TOKENIZER_HELP = f"{PHONEMES} (English), phonemes-zh (Mandarin with English words; pip install 'e2e-tts[zh]')"
 
 
 @lru_cache(maxsize=2)
 def load_processor(tokenizer: str = PHONEMES) -> TextToSpeechProcessor:
     """The processor that turns text into tokens.
 
-    tokenizer: "phonemes" for the English phoneme frontend; else a folder or Hub name of a released model of this
-    project, or of any text tokenizer (of the LLM that the LM starts from), which then reads the plain text.
+    tokenizer: "phonemes" for the English phoneme frontend, "phonemes-zh" for the Mandarin one; else a folder or Hub
+    name of a released model of this project, or of any text tokenizer (of the LLM that the LM starts from), which then
+    reads the plain text.
 
     Raises OSError or ValueError if there is no such tokenizer.
     """
-    if tokenizer == PHONEMES:
-        return TextToSpeechProcessor.build()
+    if tokenizer in PHONEME_LANGUAGES:
+        return TextToSpeechProcessor.build(language=PHONEME_LANGUAGES[tokenizer])
     saved = Path(tokenizer) / "processor_config.json"
     if saved.is_file() and json.loads(saved.read_text()).get("processor_class") == TextToSpeechProcessor.__name__:
         return TextToSpeechProcessor.from_pretrained(tokenizer)

@@ -17,11 +17,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from e2e_tts.modeling import text_frontend
+from e2e_tts.modeling import english_frontend
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
+from e2e_tts.modeling.phoneme_symbols import ENGLISH_PHONEMES
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
-from e2e_tts.modeling.text_frontend import ENGLISH_PHONEMES, TextFrontend, build_phoneme_tokenizer
+from e2e_tts.modeling.text_frontend import TextFrontend, build_phoneme_tokenizer
 
 SENTENCES = [
     "Dr. Smith paid $3.50 at 7:45 a.m. on March 3rd, 1998; about 35% of 1,200 zyxophones!",
@@ -126,7 +127,7 @@ def test_possessives_of_names(frontend):
 
 def test_deterministic_and_uncached_equal(frontend):
     first = [frontend(sentence) for sentence in SENTENCES]
-    text_frontend._english_symbols.cache_clear()
+    english_frontend.english_words.cache_clear()
     assert [frontend(sentence) for sentence in reversed(SENTENCES)] == first[::-1]
 
 
@@ -168,10 +169,10 @@ def test_wrong_arguments(frontend):
 
 def test_missing_gruut_says_how_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gruut_lang_en", None)
-    text_frontend._english.cache_clear()
+    english_frontend._english.cache_clear()
     with pytest.raises(ImportError, match="pip install"):
         TextFrontend()("an unseen sentence about missing packages")
-    text_frontend._english.cache_clear()
+    english_frontend._english.cache_clear()
 
 
 def test_recognition_symbols(frontend):
