@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, Qwen3Model
 from transformers import initialization as init
-from transformers.generation import LogitsProcessor, LogitsProcessorList
+from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .auto_classes import register
 from .configuration_e2e_tts import END_OF_SPEECH, NUM_CONTROL_TOKENS, SPEAKER, START, TASK, SpeechLMConfig
 from .fsq import FiniteScalarQuantizer
 from .repetition_aware_sampling import RepetitionAwareSampling
+from .step_decoding import StepDecoder, generate_ids
 from .styles import UNSPECIFIED, Levels, count_levels
 
 # Finite, so that a token can still be forced, and far enough from overflow to be divided by a temperature.
@@ -130,7 +133,6 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         self.speaker_projection = nn.Linear(config.speaker_dim, size) if config.speaker_dim else None
         self.style_embeddings = nn.ModuleDict()
         self._build_styles()
-        self._generation_keys: torch.Tensor | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -206,9 +208,11 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         controls = self.control_embedding((ids - self.config.num_codes).clamp_min(0))
         return torch.where(is_code[..., None], self.embed_codes(codes), controls)
 
-    def score(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, T, d) -> logits (B, T, vocab_size) in float32; only codes and END_OF_SPEECH can win."""
-        keys = self._generation_keys  # read once: a generation in another thread may just end
+    def score(self, hidden_states: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states (..., d) -> logits (..., vocab_size) in float32; only codes and END_OF_SPEECH can win.
+
+        keys (num_codes, d): `code_keys` of the codebook, where a caller needs them more than once.
+        """
         if keys is None:
             keys = self.code_keys(self.quantizer.codebook)
         codes = hidden_states @ keys.T * hidden_states.shape[-1] ** -0.5
@@ -352,7 +356,8 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         max_tokens_per_symbol: float = 8.0,
         text_guidance: float = 1.0,
         generator: torch.Generator | None = None,
-        **kwargs,
+        streamer: BaseStreamer | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
     ) -> GeneratedCodes:
         """Samples codes for text (B, N), optionally continuing prompt_ids (B, P) whose text begins `text_ids`.
 
@@ -361,7 +366,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         `temperature` 0 is greedy. `generator` draws the codes; by default the process's own does. text_guidance above 1
         makes the codes follow the text more closely, for an LM that has also learned without text (`text_dropout` of
         the recipes), at the cost of a second row for each; 1 is off.
-        kwargs go to `GenerationMixin.generate` (a streamer, say).
+        streamer and stopping_criteria are those of `GenerationMixin.generate`.
         """
         batch, length = text_ids.shape
         text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()
@@ -399,22 +404,18 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             )
         if text_guidance != 1.0:
             processors = LogitsProcessorList([TextGuidance(text_guidance, processors, top_k)])
-        self._generation_keys = self.code_keys(self.quantizer.codebook)
-        try:
-            sequences = self.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                max_new_tokens=int(longest.max()),
-                # The processor draws and leaves one code possible: nothing is left to sample.
-                do_sample=False,
-                logits_processor=processors,
-                eos_token_id=self.end_token_id,
-                pad_token_id=self.end_token_id,
-                **kwargs,
-            )
-        finally:
-            self._generation_keys = None
+        steps = int(longest.max())
+        keys = self.code_keys(self.quantizer.codebook)
+        sequences = generate_ids(
+            StepDecoder(self.model, embeds, mask, positions, first + prompt_length, steps),
+            partial(self.score, keys=keys),
+            self.embed_ids(torch.arange(self.config.vocab_size, device=self.device)[None])[0],
+            steps,
+            self.end_token_id,
+            processors,
+            streamer,
+            stopping_criteria,
+        )
         ended = sequences[:batch] == self.end_token_id
         code_mask = ended.cumsum(dim=1) == 0
         lengths = code_mask.sum(dim=1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
@@ -29,6 +29,20 @@ class StepCost:
     flops: float
     activations: float
     recomputed: bool
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the operations of what runs inside. torch's own counter passes over attention on the CPU."""
+    operators = torch.ops.aten
+    attention = {
+        operators._scaled_dot_product_flash_attention_for_cpu: (
+            lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+        ),
+        operators._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda gradient, query, key, value, *_, **__: sdpa_backward_flop_count(gradient, query, key, value)
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)
 
 
 class Kept(saved_tensors_hooks):
@@ -118,7 +132,7 @@ def measure_step(model: E2ETTSModel, recipe: Recipe, seconds: float = 10.0, text
         batch = example_batch(model.config, rows, seconds, text_rate)
 
         def step(backward: bool) -> tuple[Kept, float]:
-            with FlopCounterMode(display=False) as counter, ExitStack() as stack:
+            with flop_counter() as counter, ExitStack() as stack:
                 kept = stack.enter_context(Kept(model, blocks))
                 stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=half))
                 output = model(**batch, **options)
