@@ -51,7 +51,7 @@ def run_evaluation(
     if options.audio is not None and not Path(options.audio).is_dir():
         raise ValueError(f"--audio {options.audio} is not a folder of recordings.")
     judges = judges or load_judges(options)
-    settings = {**options.settings(), "judges": judges.describe(), "test_set": _fingerprint(utterances)}
+    settings = {**options.settings(), "judges": judges.describe(), "test_set": fingerprint_utterances(utterances)}
     if options.model is not None and load_speaker is None:
         settings["model_version"] = model_version(options.model)
     if options.speaker_recordings is not None:
@@ -74,7 +74,7 @@ def run_evaluation(
         )
         load_speaker = load_speaker or (lambda: _load_speaker(options, synthesis))
         spoken = synthesise(utterances, folder, load_speaker, synthesis)
-        clips = {SPEECH: [_spoken_clip(folder, spoken[item.name]) for item in utterances]}
+        clips = {SPEECH: [spoken_clip(folder, spoken[item.name]) for item in utterances]}
     else:
         clips = {SPEECH: [_folder_clip(Path(options.audio), item.name) for item in utterances]}
     if options.judge_recordings and any(item.reference for item in utterances):
@@ -171,7 +171,7 @@ def model_version(model: str) -> str:
     return Path(hf_hub_download(model, "config.json")).parent.name
 
 
-def _fingerprint(utterances: Sequence[Utterance]) -> str:
+def fingerprint_utterances(utterances: Sequence[Utterance]) -> str:
     """A hash of what is to be said: names, texts, and the contents of prompts and references."""
     parts = []
     for item in utterances:
@@ -192,7 +192,8 @@ def _load_speaker(options: EvaluationOptions, settings: SynthesisSettings) -> Sp
         raise ValueError(f"--sampling: {error}") from error
 
 
-def _spoken_clip(folder: ResultsFolder, record: dict[str, Any]) -> JudgedClip:
+def spoken_clip(folder: ResultsFolder, record: dict[str, Any]) -> JudgedClip:
+    """What `synthesise` made of an utterance, for the judges."""
     source = folder.path / record["file"] if record["file"] else None
     return JudgedClip(record["name"], source, record["error"])
 
