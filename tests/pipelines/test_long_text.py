@@ -20,7 +20,8 @@ WORDS = ("the", "a", "bird", "river", "letter", "train", "window", "winter", "qu
 OPENINGS = ("Dr. Smith", "Mrs. Jones", "It", "Nobody", "At 7:45 he", "For $3.50 they", "“Well,” she said; he")
 ENDS = (".", ".", ".", "!", "?", "...", ".”", "?)")
 PIECES = (*WORDS, "Dr.", "no...", "so!", "why?", "3.5", "end.", "“Yes.”", ",", ".", "—", "(", "\n\n", "\n",
-          "你好。", "吗？，", "x" * 45, "supercalifragilisticexpialidocious;")  # fmt: skip
+          "你好。", "吗？，", "我们一起去公园" * 3, "{HH AH0 L OW1}", "x" * 45,
+          "supercalifragilisticexpialidocious;")  # fmt: skip
 
 
 def make_sentences(words: int, seed: int = 0) -> list[str]:
@@ -107,6 +108,20 @@ def test_ideographs_count_for_more():
     assert split_text(sentence * 3) == [sentence] * 3
     clause = "今天天气很好我们一起去公园散步，"
     assert split_text(clause * 4) == [clause * 2] * 2
+    # Without any mark or space a cut between two characters is all that is left.
+    assert split_text("今天天气很好" * 10) == ["今天天气很好今天天气很好" * 3 + "今天天气", "很好" + "今天天气很好" * 3]
+
+
+def test_marks_of_chinese_end_sentences():
+    sentences = ["“今天天气很好，我们去公园散步吧！”", "你说的那个人真的会来吗？", "他说：《红楼梦》我已经读过了。"]
+    assert split_text("".join(sentences)) == sentences
+
+
+def test_pronunciations_are_not_cut():
+    pronunciation = "{HH AH0 L OW1 | W ER1 L D}"
+    parts = split_text(f"{pronunciation} and " * 12)
+    assert len(parts) > 1 and all(part.count("{") == part.count("}") for part in parts)
+    assert " ".join(parts).count(pronunciation) == 12
 
 
 def test_one_part_at_a_time():
