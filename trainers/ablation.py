@@ -1,7 +1,8 @@
 """Trains and measures the rows of an ablation at equal data, steps and seeds, and writes the table.
 
 python -m e2e_tts.trainers.ablation --plan small --output runs/ablation --dry-run
-python -m e2e_tts.trainers.ablation --plan small --output runs/ablation --judge whisper-base-offline
+python -m e2e_tts.trainers.ablation --plan small --output runs/ablation --judge whisper-base-offline \\
+    --speaker_judge resemblyzer --set measure:takes=3
 
 A row is a system that differs from the full one in one thing; a cell is a row trained with one seed. Cells share what
 they have in common: stage 1 of the same recipe and seed is trained once. Give the same command again and it goes on:
@@ -9,7 +10,9 @@ training from its last checkpoint, finished runs and cells are passed over. A ch
 so that nothing old is taken for new; the files of the old one stay. One ablation at a time may work in a folder.
 
 --set replaces recipe entries of all stages (data.folders=[...]), of one (joint:arguments.max_steps=500), or says what
-is measured (measure:limit=40). --rows and --seeds do a part in this sitting; the table always has all that is finished.
+is measured (measure:limit=40); measure:takes=3 speaks every sentence with three sampling seeds. --rows and --seeds do a
+part in this sitting; the table always has all that is finished. More takes and other judges are added to finished
+cells.
 
 Output: runs/ (one folder a training), cells/ (figures of every sentence), table.md and table.json.
 """
@@ -23,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -39,7 +42,11 @@ Command = Callable[[str, list[str]], None]
 
 EVALUATION = "e2e_tts.pipelines.evaluation"
 NO_JUDGE = "none"
-CONDITIONS = ("speech", "reconstruction")
+SPEECH, RECONSTRUCTION = "speech", "reconstruction"
+SCORING, SIMILARITY = "scoring", "held_out_similarity"
+MEASURES = {SCORING: "{}", SIMILARITY: "{}_similarity"}
+"""The columns of the table by the command that fills them, of each condition."""
+TAKE_SEED_STEP = 1_000_000  # more than there are sentences, whose numbers are added to the seed
 
 
 class CommandError(RuntimeError):
@@ -66,15 +73,28 @@ def call(module: str, arguments: list[str]) -> None:
             raise CommandError(f"{module}: {error.code}") from error
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """A cell's sentences as the judges hear them, a folder of wavs. take: which draw of the sampling."""
+
+    condition: str
+    take: int
+    wavs: Path
+
+
 @dataclass
 class Ablation:
-    """The work of a plan in a folder. train, measure: how commands are run. judge: a recogniser by name, or "none"."""
+    """The work of a plan in a folder.
+
+    train, measure: how commands are run. judge: a recogniser by name, or "none"; speaker_judge: likewise.
+    """
 
     plan: AblationPlan
     folder: Path
     train: Command
     measure: Command
     judge: str = NO_JUDGE
+    speaker_judge: str = NO_JUDGE
     keep_checkpoints: bool = False
 
     # ---------------------------------------------------------------- where things are
@@ -87,19 +107,27 @@ class Ablation:
 
     def cell_folder(self, cell: Cell) -> Path:
         """Named after the weights and what is measured of them: other weights or sentences are another cell."""
-        parts = [cell.runs[0].key, {name: run.key for name, run in cell.modules.items()}, asdict(self.plan.measure)]
+        parts = [cell.runs[0].key, {name: run.key for name, run in cell.modules.items()}, self.plan.measure.settings()]
         key = digest([*parts, self.plan.measured_data()])
         return self.folder / "cells" / f"{cell.row}-seed{cell.seed}-{key[:10]}"
 
-    def score_files(self, cell: Cell) -> dict[str, Path]:
-        if self.judge == NO_JUDGE:
-            return {}
-        judge = self.judge.replace("/", "_")
-        return {condition: self.cell_folder(cell) / f"{condition}_{judge}.json" for condition in CONDITIONS}
+    def renderings(self, cell: Cell) -> list[Rendering]:
+        """What the judges hear of a cell."""
+        folder = self.cell_folder(cell)
+        # Nothing is sampled of a reconstruction but the decoder's noise: one take says all.
+        first = [Rendering(condition, 0, folder / condition) for condition in (SPEECH, RECONSTRUCTION)]
+        takes = range(1, self.plan.measure.takes)
+        return [*first, *(Rendering(SPEECH, take, folder / f"take-{take}" / SPEECH) for take in takes)]
+
+    def judged_files(self, wavs: Path) -> dict[str, Path]:
+        """The files of what the judges say of a folder of wavs, by the command that asks them."""
+        names = {SCORING: self.judge, SIMILARITY: f"similarity_{self.speaker_judge}"}
+        asked = [*([SCORING] * (self.judge != NO_JUDGE)), *([SIMILARITY] * (self.speaker_judge != NO_JUDGE))]
+        return {command: wavs.parent / f"{wavs.name}_{names[command].replace('/', '_')}.json" for command in asked}
 
     def is_measured(self, cell: Cell) -> bool:
-        files = [self.cell_folder(cell) / "reward_table.json", *self.score_files(cell).values()]
-        return all(_is_json(file) for file in files)
+        judged = [file for rendering in self.renderings(cell) for file in self.judged_files(rendering.wavs).values()]
+        return all(_is_json(file) for file in [self.cell_folder(cell) / "reward_table.json", *judged])
 
     # ---------------------------------------------------------------- training
 
@@ -140,21 +168,33 @@ class Ablation:
     def measure_cell(self, cell: Cell) -> None:
         """Measures what is missing of a cell whose runs are trained."""
         folder, plan = self.cell_folder(cell), self.plan.measure
-        common = ["--model", self._final(cell.runs[0]), "--data", *self.plan.measured_data(), "--split", plan.split]
-        common += ["--sources", *plan.sources] if plan.sources else []
-        common += ["--limit", str(plan.limit)] if plan.limit is not None else []
-        common += ["--steps", str(plan.steps), "--guidance", str(plan.guidance), "--output", str(folder)]
+        rows = ["--data", *self.plan.measured_data(), "--split", plan.split]
+        rows += ["--sources", *plan.sources] if plan.sources else []
+        rows += ["--limit", str(plan.limit)] if plan.limit is not None else []
+        model = ["--model", self._final(cell.runs[0]), "--steps", str(plan.steps), "--guidance", str(plan.guidance)]
         for name, run in cell.modules.items():
-            common += ["--module", f"{name}={self._final(run)}/{name}"]
+            model += ["--module", f"{name}={self._final(run)}/{name}"]
         if not _is_json(folder / "reward_table.json"):
-            self.measure(f"{EVALUATION}.reward_table", common)
-        missing = {name: file for name, file in self.score_files(cell).items() if not _is_json(file)}
-        if missing:
-            sampling = [f"--{name}={getattr(plan, name)}" for name in ("temperature", "top_k", "top_p")]
-            self.measure(f"{EVALUATION}.held_out_speech", [*common, *sampling, "--conditions", *missing])
-        for condition, file in missing.items():
-            audio = ["--audio", str(folder / condition), "--texts", str(folder / "texts.tsv")]
-            self.measure(f"{EVALUATION}.scoring", [*audio, "--judge", self.judge, "--output", str(file)])
+            self.measure(f"{EVALUATION}.reward_table", [*model, *rows, "--output", str(folder)])
+        missing = {
+            rendering: {name: file for name, file in self.judged_files(rendering.wavs).items() if not _is_json(file)}
+            for rendering in self.renderings(cell)
+        }
+        sampling = [f"--{name}={getattr(plan, name)}" for name in ("temperature", "top_k", "top_p")]
+        for take in range(plan.takes):
+            waiting = [rendering for rendering, files in missing.items() if rendering.take == take and files]
+            if waiting:
+                place = ["--seed", str(take * TAKE_SEED_STEP), "--output", str(waiting[0].wavs.parent)]
+                conditions = ["--conditions", *(rendering.condition for rendering in waiting)]
+                self.measure(f"{EVALUATION}.held_out_speech", [*model, *rows, *sampling, *place, *conditions])
+        for rendering, files in missing.items():
+            question = {
+                SCORING: ["--texts", str(rendering.wavs.parent / "texts.tsv"), "--judge", self.judge],
+                SIMILARITY: [*rows, "--judge", self.speaker_judge, "--references", str(self.folder / "references")],
+            }
+            for command, file in files.items():
+                audio = ["--audio", str(rendering.wavs), "--output", str(file)]
+                self.measure(f"{EVALUATION}.{command}", [*audio, *question[command]])
 
     def write_table(self) -> bool:
         """Writes table.json and table.md of all finished cells of the plan; False if there is none."""
@@ -167,7 +207,11 @@ class Ablation:
                 "seed": cell.seed,
                 "updates": cell.updates(),
                 "reward_table": str(self.cell_folder(cell) / "reward_table.json"),
-                "scores": {name: str(file) for name, file in self.score_files(cell).items()},
+                "judged": [
+                    {"measure": MEASURES[command].format(rendering.condition), "file": str(file)}
+                    for rendering in self.renderings(cell)
+                    for command, file in self.judged_files(rendering.wavs).items()
+                ],
             }
             for cell in cells
         ]
@@ -227,7 +271,7 @@ class Ablation:
                     state = f"to do, at step {reached}" if reached else "to do"
                 shown.add(run.name)
                 lines.append(f"    {run.name}: {run.steps} steps, {state}")
-        lines.append(f"{len(shown)} runs, {waiting} steps to train; judge: {self.judge}")
+        lines.append(f"{len(shown)} runs, {waiting} steps to train; judges: {self.judge}, {self.speaker_judge}")
         return "\n".join(lines)
 
 
@@ -255,6 +299,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--judge", default=NO_JUDGE, help="recogniser for error rates, such as whisper-base-offline; by default none"
     )
     parser.add_argument(
+        "--speaker_judge", default=NO_JUDGE, help="for speaker similarity, such as resemblyzer; by default none"
+    )
+    parser.add_argument(
         "--launcher",
         default=f"{shlex.quote(sys.executable)} -m",
         help='what trainings are started with, e.g. "accelerate launch -m"; "none" keeps everything in this process, '
@@ -269,7 +316,8 @@ def main(arguments: list[str] | None = None) -> None:
         in_process = options.launcher == "none"
         train = call if in_process else launch(shlex.split(options.launcher))
         measure = call if in_process else launch([sys.executable, "-m"])
-        ablation = Ablation(plan, options.output, train, measure, options.judge, options.keep_checkpoints)
+        judges = {"judge": options.judge, "speaker_judge": options.speaker_judge}
+        ablation = Ablation(plan, options.output, train, measure, **judges, keep_checkpoints=options.keep_checkpoints)
         if options.dry_run:
             print(ablation.describe(cells))
             return

@@ -54,12 +54,17 @@ class RowPlan:
 
 @dataclass
 class MeasurePlan:
-    """What is measured: rows of a split (by default of the data that the first stage learns from)."""
+    """What is measured: rows of a split (by default of the data that the first stage learns from).
+
+    takes: how often every sentence is spoken, each time with other seeds of the sampling, so that luck of the draw
+    tells less. More takes are added to finished cells.
+    """
 
     data: list[str] = field(default_factory=list)
     split: str = "dev"
     sources: list[str] = field(default_factory=list)
     limit: int | None = None
+    takes: int = 1
     steps: int = 10
     guidance: float = 0.7
     temperature: float = 1.0
@@ -73,6 +78,12 @@ class MeasurePlan:
                 raise PlanError(f"measure.{item.name} must be a number, got {value!r}.")
         if self.limit is not None and not (isinstance(self.limit, int) and self.limit > 0):
             raise PlanError(f"measure.limit must be a number of rows, at least 1, got {self.limit!r}.")
+        if not (isinstance(self.takes, int) and self.takes > 0):
+            raise PlanError(f"measure.takes must be a whole number, at least 1, got {self.takes!r}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides a figure, as opposed to how many there are of it."""
+        return {name: value for name, value in asdict(self).items() if name != "takes"}
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 python -m e2e_tts.pipelines.evaluation.ablation_table --cells runs/ablation/cells.json --output runs/ablation
 
-e2e_tts.trainers.ablation writes cells.json and calls this. Lower is better in every column. Intervals are 95 %,
-bootstrap over sentences and seeds; differences are taken on the same sentences and seeds. The p values of a column are
+e2e_tts.trainers.ablation writes cells.json and calls this. Lower is better in every column but speaker similarity.
+Intervals are 95 %, bootstrap over sentences and seeds; a sentence counts once, however often it was spoken. Differences
+are taken on the same sentences and seeds. The p values of a column are
 adjusted for its number of rows (Holm): a star marks those below 0.05. A star says that chance seldom makes such a
 difference; no star says that these sentences and seeds do not decide it.
 """
@@ -34,6 +35,8 @@ class Column:
 COLUMNS = {
     "speech": Column("WER of speech, %", 100, 1),
     "reconstruction": Column("WER of reconstruction, %", 100, 1),
+    "speech_similarity": Column("speaker similarity of speech"),
+    "reconstruction_similarity": Column("speaker similarity of reconstruction"),
     "label_error_rate": Column("RM label error, %", 100, 1),
     "mel_distance_prior": Column("mel distance, regressed, dB"),
     "mel_distance_sampled": Column("mel distance, sampled, dB"),
@@ -61,9 +64,10 @@ def read_cell(cell: dict[str, Any]) -> dict[str, list[tuple[int, str, float, flo
     for utterance in table["utterances"]:
         for measure, (numerator, denominator) in utterance["measures"].items():
             records.setdefault(measure, []).append((cell["seed"], utterance["sentence"], numerator, denominator))
-    for condition, file in cell["scores"].items():
-        rows = json.loads(Path(file).read_text(encoding="utf-8"))["rows"]
-        records[condition] = [(cell["seed"], row["reference"], row["edits"], row["words"]) for row in rows]
+    for judged in cell["judged"]:
+        for row in json.loads(Path(judged["file"]).read_text(encoding="utf-8"))["rows"]:
+            ratio = (row["similarity"], 1.0) if "similarity" in row else (row["edits"], row["words"])
+            records.setdefault(judged["measure"], []).append((cell["seed"], row["reference"], *ratio))
     return records
 
 

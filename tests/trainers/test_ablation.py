@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from factories import WIDTH, composite_settings, make_dataset
 from transformers import AutoModel
 
-from e2e_tts.pipelines.evaluation import ablation_table
+from e2e_tts.pipelines.evaluation import ablation_table, held_out_similarity
 from e2e_tts.pipelines.evaluation.paired_bootstrap import holm
 from e2e_tts.trainers import ablation
 from e2e_tts.trainers.ablation import Ablation, CommandError, call
@@ -102,6 +103,7 @@ MINIMAL = {
         ),
         ({"measure": {"steps": "x"}}, "measure.steps must be a number, got 'x'"),
         ({"measure": {"limit": 0}}, "at least 1, got 0"),
+        ({"measure": {"takes": 0}}, "takes must be a whole number, at least 1, got 0"),
         (
             {"rows": {"full": {"label": "x", "changes": {"joint": {"sett": {}}}}}},
             r"\['sett'\] in rows\.full\.changes\.joint",
@@ -304,10 +306,62 @@ def test_a_judge_adds_error_rates_to_finished_cells(plan, finished):
     assert judged.work([cell]) == []
     names = [name for name, _ in commands.given[before:]]
     assert names == ["held_out_speech", "scoring", "scoring", "ablation_table"]
+    assert "similarity" not in (work.folder / "table.md").read_text()
     (row,) = json.loads((work.folder / "table.json").read_text())["rows"]
     assert row["figures"]["speech"]["value"] == row["figures"]["reconstruction"]["value"] == 0.5
     text = (work.folder / "table.md").read_text()
     assert "WER of speech, %" in text and "Not finished: full, seed 3." in text
+
+
+class PitchJudge:
+    """Takes the loudest tenth of the spectrum for the speaker."""
+
+    name, version = "pitch", "1"
+
+    def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+        bands = np.abs(np.fft.rfft(waveform, 4000))[:2000].reshape(10, 200).sum(axis=1)
+        return (bands / np.linalg.norm(bands)).astype(np.float32)
+
+
+def test_takes_and_a_speaker_judge_are_added_to_finished_cells(plan, finished, monkeypatch):
+    monkeypatch.setattr(held_out_similarity, "load_speaker_judge", lambda name: PitchJudge())
+    work, commands = finished
+    cells = plan.cells()
+    first = replace(work, judge="other/judge", plan=replace(plan, measure=replace(plan.measure, takes=2)))
+    assert first.work(cells) == []
+    seeds = {
+        arguments[arguments.index("--seed") + 1]: arguments[arguments.index("--conditions") + 1 :]
+        for name, arguments in commands.given
+        if name == "held_out_speech"
+    }
+    assert seeds == {"0": ["speech", "reconstruction"], str(ablation.TAKE_SEED_STEP): ["speech"]}
+    wavs = [rendering.wavs / "0000.wav" for rendering in first.renderings(cells[0]) if rendering.condition == "speech"]
+    assert len({path.read_bytes() for path in wavs}) == 2
+
+    before = len(commands.given)
+    judged = replace(first, speaker_judge="pitch")
+    assert not any(judged.is_measured(cell) for cell in cells)
+    assert judged.work(cells) == []
+    names = [name for name, _ in commands.given[before:]]
+    assert names.count("held_out_similarity") == 2 * 3 and "scoring" not in names and "reward_table" not in names
+    before = len(commands.given)
+    assert judged.work(cells) == []
+    assert [name for name, _ in commands.given[before:]] == ["ablation_table"]
+
+    full, states = json.loads((work.folder / "table.json").read_text())["rows"]
+    for measure in ("speech_similarity", "reconstruction_similarity"):
+        figures = [row["figures"][measure] for row in (full, states)]
+        assert all(0 < figure["low"] <= figure["value"] <= figure["high"] <= 1 for figure in figures)
+        difference = states["differences"][measure]
+        assert difference["value"] == pytest.approx(figures[1]["value"] - figures[0]["value"])
+        assert difference["low"] <= difference["value"] <= difference["high"]
+    both = [json.loads((path.parent.parent / "speech_similarity_pitch.json").read_text()) for path in wavs]
+    means = [np.mean([row["similarity"] for row in report["rows"]]) for report in both]
+    assert full["figures"]["speech_similarity"]["value"] == pytest.approx(np.mean(means))
+    # The recordings are judged once for all cells.
+    vectors = (work.folder / "references" / "vectors.jsonl").read_text().splitlines()
+    assert len(vectors) == len({json.loads(line)["name"] for line in vectors})
+    assert "speaker similarity of speech" in (work.folder / "table.md").read_text()
 
 
 def test_a_failed_run_does_not_keep_other_rows_back(plan, tmp_path):
@@ -334,7 +388,7 @@ def test_command(plan, tmp_path, capsys):
     file.write_text(yaml.safe_dump(MINIMAL | {"stages": recipes}))
     common = ["--plan", str(file), "--output", str(tmp_path / "out"), "--dry-run"]
     ablation.main([*common, "--set", "joint:arguments.max_steps=7"])
-    assert "11 steps to train; judge: none" in capsys.readouterr().out
+    assert "11 steps to train; judges: none, none" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match=r"no rows \['half'\]"):
         ablation.main([*common, "--rows", "half"])
@@ -349,6 +403,10 @@ def test_command(plan, tmp_path, capsys):
 
 @pytest.fixture
 def constructed(tmp_path) -> dict:
+    return construct(tmp_path)
+
+
+def construct(tmp_path, takes: int = 1) -> dict:
     """Three rows, two seeds, 60 sentences: `worse` adds an edit to every second sentence, `even` moves edits around."""
     edits = {
         "full": lambda sentence, seed: (sentence * 7 + seed) % 3,
@@ -369,7 +427,7 @@ def constructed(tmp_path) -> dict:
             updates = dict.fromkeys(("encoder", "reward", "lm", "decoder"), 9)
             cells.append(
                 {"row": row, "seed": seed, "updates": updates, "reward_table": str(table),
-                 "scores": {"speech": str(score)}}
+                 "judged": [{"measure": "speech", "file": str(score)}] * takes}
             )
     rows = {"full": "full", "worse": "a worse one", "even": "another", "absent": "never run"}
     return {"reference": "full", "seeds": [0, 1], "rows": rows, "cells": cells}
@@ -386,6 +444,13 @@ def test_table_of_known_differences(constructed):
     (_, unadjusted) = ablation_table.make_rows(alone)
     assert worse.differences["speech"].p_value == pytest.approx(2 * unadjusted.differences["speech"].p_value)
     assert holm([unadjusted.differences["speech"].p_value])[0] == unadjusted.differences["speech"].p_value
+
+
+def test_saying_a_sentence_again_alike_makes_nothing_surer(tmp_path):
+    once, thrice = (ablation_table.make_rows(construct(tmp_path, takes)) for takes in (1, 3))
+    for first, second in zip(once, thrice, strict=True):
+        assert first.figures["speech"] == second.figures["speech"]
+        assert first.differences == second.differences
 
 
 def test_table_says_what_is_significant_and_what_is_missing(constructed, tmp_path, capsys):
