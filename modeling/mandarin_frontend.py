@@ -11,7 +11,7 @@ from .mandarin_normalization import ENGLISH_RUN, HAN, LATIN, load_package, norma
 from .phoneme_symbols import FINALS, INITIALS, TONES, Word, add_stop
 
 _SENTENCE_END = re.compile(
-    r"(?<=[。！？!?])|(?<!\b[A-Za-z]\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<=\.)(?=\s)"
+    r"(?<=[。！？!?])(?![。！？!?])|(?<!\b[A-Za-z]\.)(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)(?<!\bvs\.)(?<=\.)(?=\s)"
 )
 _PIECE = re.compile(rf"(?P<han>[{HAN}](?:\s*[{HAN}])*)|(?P<run>{ENGLISH_RUN.pattern})|(?:(?![{HAN}])\w)+|\S")
 _STOPS = {"。": ".", "、": ",", "…": ",", "—": ",", "―": ",", "–": ",", **{mark: mark for mark in ",.?!;:"}}

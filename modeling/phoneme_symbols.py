@@ -78,8 +78,9 @@ def without_prosody(symbol_string: str) -> str:
 
 
 def add_stop(words: list[Word], mark: str) -> None:
-    """Puts punctuation after the last word. Of several marks in a row the one that ends a sentence counts."""
-    if words and mark in PUNCTUATION and (not words[-1][1] or mark in STRONG_STOPS):
+    """Puts punctuation after the last word. Of several marks in a row the one that ends a sentence counts, before all
+    the question mark."""
+    if words and mark in PUNCTUATION and (not words[-1][1] or (mark in STRONG_STOPS and words[-1][1] != "?")):
         words[-1] = (words[-1][0], mark)
 
 
