@@ -12,7 +12,7 @@ from torch import nn
 from .audio_features import length_mask
 from .modeling_speech_lm import GeneratedCodes
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
-from .styles import RATE, Style, resolve_styles
+from .styles import RATE, Style, level_words, resolve_styles
 from .voices import Condition, Voice, VoiceMixin
 
 # What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
@@ -66,8 +66,8 @@ class SpeechGenerationMixin(VoiceMixin):
         reference (features of one clip for all rows, or one a row), or an embedding; by default the first built-in
         voice. With prompt_text_ids (1, P), the transcript of the single reference clip, LM and decoder continue that
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
-        style: {"pitch": "high"} for instance, a level by name or number of what `lm.config.styles` lists, or one such
-        mapping a row; "rate" works with every checkpoint whose text positions are "aligned".
+        style: {"pitch": "high"} or "pitch=high" for instance, a level by name or number of what `lm.config.styles`
+        lists, or one such style a row; "rate" works with every checkpoint whose text positions are "aligned".
         chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. sampling goes to
         `SpeechLM.generate_codes`.
 
@@ -166,8 +166,7 @@ class SpeechGenerationMixin(VoiceMixin):
         condition = self._condition(voice, batch)
         style_levels = None
         if style:
-            sets_rate = self.lm.config.text_positions == "aligned"
-            style_levels, speeds = resolve_styles(style, self.lm.config.styles, batch, sets_rate)
+            style_levels, speeds = self.resolve_style(style, batch)
             if speed != 1.0 and bool((speeds != 1.0).any()):
                 raise ValueError(f"speed and the style {RATE!r} set the same thing: give one of them.")
             style_levels, speed = style_levels.to(self.device), speed * speeds.to(self.device)
@@ -198,6 +197,20 @@ class SpeechGenerationMixin(VoiceMixin):
             **given,
         }
         return Request(lm_arguments, condition, seeds)
+
+    def resolve_style(
+        self, style: Style | Sequence[Style], batch: int = 1
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
+        """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).
+
+        Raises ValueError, naming what there is, for a style or level that the checkpoint does not have.
+        """
+        config = self.lm.config
+        return resolve_styles(style, config.styles, batch, rate_is_set=config.text_positions == "aligned")
+
+    def style_words(self) -> dict[str, tuple[str, ...]]:
+        """The styles that the LM has learned, with the words for their levels; those with too many levels have none."""
+        return {name: level_words(name, levels) for name, levels in self.lm.config.styles.items()}
 
     @staticmethod
     def _check_ended(generated: GeneratedCodes) -> None:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 Levels: TypeAlias = int | Sequence[str]
-Style: TypeAlias = Mapping[str, str | int]
+Style: TypeAlias = Mapping[str, str | int] | str  # {"pitch": "high", "effort": 2}, or "pitch=high, effort=2"
 
 UNSPECIFIED = 0
 RATE = "rate"
@@ -53,6 +53,11 @@ def level_words(name: str, levels: Levels) -> tuple[str, ...]:
     return words
 
 
+def known_styles(styles: Mapping[str, Levels], rate_is_set: bool) -> dict[str, Levels]:
+    """All that may be asked for. rate_is_set: the model's speaking rate is set, not learned, so "rate" is among it."""
+    return dict(styles) | ({RATE: len(RATE_SPEEDS)} if rate_is_set else {})
+
+
 def describe_styles(styles: Mapping[str, Levels]) -> str:
     """What may be asked for, as a sentence part: "pitch (1 to 3: low, medium, high) and ..."."""
     parts = []
@@ -77,6 +82,17 @@ def parse_level(name: str, level: str | int, levels: Levels) -> int:
     return level
 
 
+def parse_style(text: str) -> dict[str, str]:
+    """From "pitch=very high, effort=2" to {"pitch": "very high", "effort": "2"}. Raises ValueError for another form."""
+    style = {}
+    for part in filter(str.strip, text.split(",")):
+        name, separator, level = (piece.strip() for piece in part.partition("="))
+        if not separator or not name or name in style:
+            raise ValueError(f'Styles are written "pitch=high, effort=2", each once; got {text!r}.')
+        style[name] = level
+    return style
+
+
 def resolve_styles(
     wanted: Style | Sequence[Style], styles: Mapping[str, Levels], batch: int, rate_is_set: bool
 ) -> tuple[torch.LongTensor, torch.Tensor]:
@@ -85,13 +101,16 @@ def resolve_styles(
     rate_is_set: the model's speaking rate is set, not learned; "rate" then gives a factor of the speed.
     Raises ValueError, saying what there is, for a style or level that the model does not have.
     """
-    requests = [wanted] * batch if isinstance(wanted, Mapping) else list(wanted)
+    if not isinstance(wanted, Mapping | str | Sequence):
+        raise ValueError(f'A style is a mapping such as {{"pitch": "high"}}, got {wanted!r}.')
+    requests = [wanted] * batch if isinstance(wanted, Mapping | str) else list(wanted)
     if len(requests) != batch:
         raise ValueError(f"There are {batch} texts but {len(requests)} styles; give one for all, or one each.")
-    known = dict(styles) | ({RATE: len(RATE_SPEEDS)} if rate_is_set else {})
+    known = known_styles(styles, rate_is_set)
     resolved, speeds = torch.zeros(batch, len(styles), dtype=torch.long), torch.ones(batch)
     columns = {name: column for column, name in enumerate(styles)}
     for row, request in enumerate(requests):
+        request = parse_style(request) if isinstance(request, str) else request
         if not isinstance(request, Mapping):
             raise ValueError(f'A style is a mapping such as {{"pitch": "high"}}, got {request!r}.')
         for name, level in request.items():

@@ -183,6 +183,10 @@ def _add_speak(command: Parser) -> None:
     text.add_argument("--reference-text", metavar="TEXT", help="what the reference says; its manner is copied too")
     text.add_argument("--transcribe", action="store_true", help="let the model find out what the reference says")
     command.add_argument("--speed", type=float, help="0.25 to 4; 2 is twice as fast")
+    command.add_argument(
+        "--style", action="append", metavar="NAME=LEVEL", help="manner of speaking, pitch=high say (repeatable)"
+    )
+    command.add_argument("--list-styles", action="store_true", help="print the styles that the checkpoint has")
     _add_decoder(command)
     command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
     command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")

@@ -52,11 +52,24 @@ def list_voices(model: str) -> list[str]:
     return list(E2ETTSConfig.from_pretrained(model).voices)
 
 
+def list_styles(model: str) -> str:
+    """What may be asked for of a checkpoint, a style a line: "pitch: 1 to 3 (low, medium, high)"."""
+    from e2e_tts.modeling import E2ETTSConfig
+    from e2e_tts.modeling.styles import describe_styles, known_styles
+
+    lm = E2ETTSConfig.from_pretrained(model).lm_config
+    styles = known_styles(lm.styles, rate_is_set=lm.text_positions == "aligned")
+    return "\n".join(describe_styles({name: levels}) for name, levels in styles.items())
+
+
 def speak(options: argparse.Namespace) -> None:
     """Speaks a text to a file or to standard output, at once or while it is being spoken."""
     model = find_model(options.model)
     if options.list_voices:
         print("\n".join(list_voices(model)) or "This model has no built-in voices; use --reference.")
+        return
+    if options.list_styles:
+        print(list_styles(model) or "This model has no styles; --speed sets how fast it speaks.")
         return
     if options.text is None:
         raise ValueError('Nothing to speak: e2e-tts speak "text" -o out.wav, or - for standard input.')
@@ -71,6 +84,8 @@ def speak(options: argparse.Namespace) -> None:
     sampling = ("temperature", "top_k", "top_p", "text_guidance")
     names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", *sampling)
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.style:
+        settings["style"] = ", ".join(options.style)
     if options.reference is not None:
         settings["reference_audio"] = options.reference
     if options.transcribe:

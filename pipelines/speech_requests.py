@@ -38,10 +38,12 @@ class SpeechRequest(BaseModel):
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     text_guidance: float | None = Field(None, ge=0.0, le=100.0)
+    style: dict[str, str | int] | str | None = Field(None, description='{"pitch": "high"}, where the model has styles')
 
     def settings(self) -> dict[str, Any]:
         """What the pipeline is called with, beside the text and the voice."""
-        names = ("speed", "seed", "num_steps", "guidance", "temperature", "top_k", "top_p", "text_guidance")
+        sampling = ("temperature", "top_k", "top_p", "text_guidance")
+        names = ("speed", "style", "seed", "num_steps", "guidance", *sampling)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -5,7 +5,7 @@ The file travels with checkpoints, so it imports nothing of this package but its
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     reference_text (`str`): what the recording says; given, the speech continues the recording, which copies the manner
         of speaking too. transcribe (`bool`): let the model find it out. See `clone`.
     speed (`float`): 0.25 to 4; 2 speaks twice as fast.
+    style: the manner of speaking, where the model has learned it: {"pitch": "high", "effort": 2} or "pitch=high,
+        effort=2", relative to what is usual for the voice. "rate" ("slow", "fast") is a coarser speed. An unknown style
+        or level is refused with those that there are.
     seed (`int`): makes a call repeatable (for the same texts and batch_size).
     num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder.
     temperature, top_k, top_p: sampling of the speech tokens; temperature 0 is greedy.
@@ -177,6 +180,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         reference_text: str | None = None,
         transcribe: bool = False,
         speed: float | None = None,
+        style: Mapping[str, str | int] | str | None = None,
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
@@ -198,7 +202,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")
-            names = ["voice", *reference, "seed", *numbers, "watermark", "batch_size"]
+            names = ["voice", *reference, "style", "seed", *numbers, "watermark", "batch_size"]
             raise TypeError(f"Unknown settings {sorted(unknown)}; this pipeline knows {', '.join(names)}.")
         settings: dict[str, Any] = {} if seed is None else {"seed": int(seed)}
         for name, (value, low, high) in numbers.items():
@@ -207,6 +211,9 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}, got {value}.")
             settings[name] = value
+        if style:
+            self.model.resolve_style(style)  # refuses what the model does not have before anything is spoken
+            settings["style"] = style
         if watermark is not None:
             if not isinstance(watermark, bool):
                 raise ValueError(f"watermark is True, False or None, got {watermark!r}.")

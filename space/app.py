@@ -25,6 +25,7 @@ EXAMPLES = (
     "Could you read this sentence aloud, please?",
     "Dr. Green paid $25 for two tickets.",
 )
+STYLE_FIELD = "style_"  # begins the names of the fields of styles
 TITLE = "End-to-end text-to-speech"
 INTRODUCTION = f"""# {TITLE}
 The language model turns text into speech tokens, the flow-matching decoder turns tokens into a mel spectrogram, and the
@@ -47,6 +48,9 @@ class Demo:
         self.checkpoints, self.own_vocoder = load_checkpoints(sources)
         voices = [voice for pipe in self.checkpoints.values() for voice in pipe.model.config.voices]
         self.voices = list(dict.fromkeys(voices))
+        # Checkpoints whose own code is older have no styles.
+        words = [pipe.model.style_words() for pipe in self.checkpoints.values() if hasattr(pipe.model, "style_words")]
+        self.styles = {name: levels for styles in words for name, levels in styles.items()}
         # What a fresh page shows: the first checkpoint's own sampling.
         self.sampling = DEFAULT_SAMPLING | next(iter(self.checkpoints.values())).model.config.sampling
 
@@ -122,11 +126,14 @@ def build_request(
     transcript: str | None = None,
     seed: int | None = None,
     steps: int | None = None,
-    **settings: float,
+    **settings: Any,
 ) -> Request:
     """What the page's fields ask for; an empty seed is drawn. Raises gr.Error for what is too long or contradictory."""
     seed = secrets.randbelow(MAX_SEED) if seed is None else seed
+    asked = {name: settings.pop(name) for name in list(settings) if name.startswith(STYLE_FIELD)}
     settings |= {"seed": seed, "num_steps": steps}
+    if style := {name.removeprefix(STYLE_FIELD): level for name, level in asked.items() if level}:
+        settings["style"] = style
     with readable_errors():
         return Request(text or "", voice, reference, (transcript or "").strip(), settings)
 
@@ -268,9 +275,23 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
             text_guidance = gr.Slider(
                 1.0, 4.0, sampling["text_guidance"], step=0.1, label="Text guidance", info="Above 1 closer to the text"
             )
+        styles = lay_out_styles(demo.styles)
     fields = {"text": text, "voice": voice, "reference": reference, "transcript": transcript, "seed": seed}
     fields |= {"speed": speed, "guidance": guidance, "steps": steps, "temperature": temperature}
-    return fields | {"top_k": top_k, "top_p": top_p, "text_guidance": text_guidance, "checkpoint": checkpoint}
+    return fields | {"top_k": top_k, "top_p": top_p, "text_guidance": text_guidance, "checkpoint": checkpoint} | styles
+
+
+def lay_out_styles(styles: dict[str, tuple[str, ...]]) -> dict[str, gr.Dropdown]:
+    """A field for each style that some checkpoint has learned, given the words for its levels."""
+    if not styles:
+        return {}
+    with gr.Row():
+        return {
+            f"{STYLE_FIELD}{name}": gr.Dropdown(
+                [("as usual", ""), *words], value="", label=name.replace("_", " ").capitalize(), info="Of this voice"
+            )
+            for name, words in styles.items()
+        }
 
 
 def lay_out_result(label: str, elem_id: str | None = None) -> tuple[gr.Audio, gr.Image]:

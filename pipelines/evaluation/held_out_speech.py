@@ -43,7 +43,7 @@ class HeldOutSpeaker:
     steps: int = 10
     guidance: float = 0.7
     seed: int = 0
-    sampling: dict[str, float] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model.eval()

@@ -190,11 +190,15 @@ def test_requests_become_levels_and_speeds():
     assert describe_styles(styles) == (
         "emotion (1 to 2: calm, sad) and pitch (1 to 5: very low, low, medium, high, very high)"
     )
+    assert resolve_styles(" pitch = very high, emotion=1,", styles, 1, False)[0].tolist() == [[1, 5]]
     for wanted, message in (
+        ("pitch high", "are written"),
+        ("pitch=high, pitch=low", "each once"),
+        (3, "a mapping"),
         ({"pich": "high"}, r"no style 'pich': it has emotion .* and pitch .* and rate \(1 to 5: very slow"),
         ({"pitch": "loud"}, "no such level; 0 asks for nothing"),
         ([{}], "2 texts but 1 styles"),
-        (["high", {}], "mapping"),
+        ([3, {}], "mapping"),
     ):
         with pytest.raises(ValueError, match=message):
             resolve_styles(wanted, styles, 2, rate_is_set=True)
