@@ -209,8 +209,11 @@ class SpeechGenerationMixin(VoiceMixin):
         return resolve_styles(style, config.styles, batch, rate_is_set=config.text_positions == "aligned")
 
     def style_words(self) -> dict[str, tuple[str, ...]]:
-        """The styles that the LM has learned, with the words for their levels; those with too many levels have none."""
-        return {name: level_words(name, levels) for name, levels in self.lm.config.styles.items()}
+        """The styles that the LM has learned, with the words for their levels, or numbers where those are too many."""
+        return {
+            name: level_words(name, levels) or tuple(str(level) for level in range(1, levels + 1))
+            for name, levels in self.lm.config.styles.items()
+        }
 
     @staticmethod
     def _check_ended(generated: GeneratedCodes) -> None:

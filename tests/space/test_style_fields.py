@@ -20,8 +20,8 @@ def styled(tmp_path_factory, tiny_model, processor) -> Path:
 
 def test_fields_of_the_styles_count(app, styled, folder):
     demo = app.Demo([f"styled={styled}", f"plain={folder}"])
-    # Twelve levels have no words to choose from.
-    assert demo.styles == {"pitch": ("low", "medium", "high")}
+    # Twelve levels have no words.
+    assert demo.styles == {"pitch": ("low", "medium", "high"), "pitch_range": tuple(map(str, range(1, 13)))}
     with app.gr.Blocks():
         fields = app.lay_out_inputs(demo)
     assert fields["style_pitch"].value == "" and fields["style_pitch"].choices[0] == ("as usual", "")
@@ -31,7 +31,7 @@ def test_fields_of_the_styles_count(app, styled, folder):
         (_, samples), _ = demo.speak("Hello there.", seed=0, steps=2, **settings)
         return samples.tolist()
 
-    assert heard(style_pitch="") == heard() != heard(style_pitch="high")
+    assert heard(style_pitch="") == heard() != heard(style_pitch="high") == heard(style_pitch="3")
     with pytest.raises(app.gr.Error, match="no style 'pitch'"):
         heard(style_pitch="high", checkpoint="plain")
     with app.gr.Blocks():
