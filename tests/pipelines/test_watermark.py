@@ -1,6 +1,7 @@
 """The watermark: written, read, streamed, compressed, on by default for cloned voices; where it is missing, told of."""
 
 import io
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -288,3 +289,28 @@ def test_detect_without_the_package(missing, capsys):
 def test_the_mark_travels_with_checkpoints(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "watermark.py").is_file()
+
+
+def test_the_study_counts_what_is_found(mark, tmp_path, monkeypatch, capsys):
+    from e2e_tts.pipelines.evaluation import watermark_study
+
+    monkeypatch.setattr(watermark_study, "load_quality_judge", lambda: Peak())
+    watermark_study.main(["--clips", str(CLIPS[0].parent), "--limit", "2", "--output", str(tmp_path / "out")])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "mp3 (MPEG_LAYER_III)" in report["confidences"] and "8000 Hz" in report["confidences"]
+    for found in report["confidences"].values():
+        assert max(found["unmarked"]) < 0.5 <= min(found["marked"] + found["marked as a stream"])
+    assert 10 < report["changes"]["speech over mark, dB"]["value"] < 25
+    assert report["changes"]["DNSMOS peak, marked less unmarked"]["value"] != 0
+    assert "| as it is | 0 of 2 (" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no recordings"):
+        watermark_study.main(["--clips", str(tmp_path), "--output", str(tmp_path / "out")])
+
+
+class Peak:
+    """A judge that says how loud a clip gets."""
+
+    name, version = "peak", "1"
+
+    def score(self, waveform: np.ndarray, sampling_rate: int) -> dict[str, float]:
+        return {"peak": float(np.abs(waveform).max())}

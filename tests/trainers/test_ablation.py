@@ -319,6 +319,8 @@ class PitchJudge:
     name, version = "pitch", "1"
 
     def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+        if not waveform.any():
+            raise ValueError("It is silent.")
         bands = np.abs(np.fft.rfft(waveform, 4000))[:2000].reshape(10, 200).sum(axis=1)
         return (bands / np.linalg.norm(bands)).astype(np.float32)
 
