@@ -98,7 +98,7 @@ def known_syllables() -> frozenset[str]:
 
 @lru_cache(maxsize=4096)
 def syllable_symbols(syllable: str) -> str:
-    """A syllable with its tone as symbols: "hao3" -> "h- ao3", "wanr2" -> "uan2 er5".
+    """A syllable with its tone as symbols: "hao3" -> "h- -ao 3", "wanr2" -> "-uan 2 -er 5".
 
     Raises ValueError for what is no syllable of Mandarin.
     """
@@ -106,10 +106,10 @@ def syllable_symbols(syllable: str) -> str:
     if tone not in TONES or not {letters, letters.removesuffix("r")} & known_syllables():
         raise ValueError(f"{syllable!r} is no syllable of Mandarin with a tone from 1 to 5.")
     if letters not in known_syllables():  # the r of "huar1"
-        return f"{syllable_symbols(letters.removesuffix('r') + tone)} er5"
+        return f"{syllable_symbols(letters.removesuffix('r') + tone)} -er 5"
     convert = load_package("pypinyin.contrib.tone_convert")
     letters = _RARE.get(letters, letters)
     initial, final = convert.to_initials(letters, strict=True), convert.to_finals(letters, strict=True)
     if final not in FINALS or initial not in ("", *INITIALS):
         raise ValueError(f"{syllable!r} is no syllable of Mandarin.")
-    return f"{initial}- {final}{tone}" if initial else f"{final}{tone}"
+    return f"{initial}- -{final} {tone}" if initial else f"-{final} {tone}"

@@ -30,9 +30,13 @@ FINALS = (
     *("u", "ua", "uai", "uan", "uang", "uei", "uen", "ueng", "uo", "v", "van", "ve", "vn"),
 )
 TONES = "12345"  # 5 is the neutral tone
-# The hyphen, as initials are written by convention, keeps Mandarin b [p] and English b apart.
-MANDARIN_SYMBOLS: tuple[str, ...] = tuple(
-    [*(f"{initial}-" for initial in INITIALS), *(final + tone for final in FINALS for tone in TONES)]
+# Hyphens, by which initials and finals are told apart by convention, also tell Mandarin b [p] from English b. A tone is
+# a symbol of its own: finals share their data over all tones, and a second of speech holds about as many symbols as in
+# English, so that one speaking rate serves both languages.
+MANDARIN_SYMBOLS: tuple[str, ...] = (
+    *(f"{initial}-" for initial in INITIALS),
+    *(f"-{final}" for final in FINALS),
+    *TONES,
 )
 _MANDARIN = frozenset(MANDARIN_SYMBOLS)
 

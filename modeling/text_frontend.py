@@ -22,7 +22,7 @@ class TextFrontend:
     kind "none": the text itself with its white space cleaned up, for a sub-word tokenizer.
     language, for phonemes: "en" through gruut's lexicon (its model guesses missing words), in IPA; "zh" through
         pypinyin, in initials and finals with tones, and English words among them as in "en", so that "你好 world" is
-        "n- i2 h- ao3 | w ˈɚ l d .".
+        "n- -i 2 h- -ao 3 | w ˈɚ l d .".
 
     Raises ValueError for an unknown kind or language, ImportError if a language's packages are missing (on first use).
     """

@@ -13,8 +13,10 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModel, AutoProcessor
 
-from e2e_tts.modeling import E2ETTSModel, TextToSpeechProcessor
+from e2e_tts.modeling import E2ETTSModel, TextToSpeechFeatureExtractor, TextToSpeechProcessor
+from e2e_tts.trainers import text_tokens
 from e2e_tts.trainers.built_in_voices import mean_voice
+from e2e_tts.trainers.text_tokens import PHONEMES, TOKENIZER_HELP
 
 from .text_to_speech import TextToSpeechPipeline
 
@@ -51,8 +53,12 @@ def save_release(
 def check_processor(model: E2ETTSModel, processor: TextToSpeechProcessor) -> None:
     """Raises ValueError, naming both values, where processor and model do not belong together."""
     known, given = model.config.lm_config.text_config.vocab_size, len(processor.tokenizer)
-    if given > known:
-        raise ValueError(f"The processor's tokenizer has {given} tokens, the model's LM knows {known}.")
+    # Vocabularies of language models are padded, those of phonemes are of one language or another.
+    if given > known or (processor.frontend == PHONEMES and given < known):
+        raise ValueError(
+            f"The processor's tokenizer has {given} tokens, the model's LM knows {known}: --tokenizer names the one "
+            "that the model was trained with."
+        )
     mel, expected = processor.feature_extractor.mel, model.config.encoder_config.mel
     if mel != expected:
         raise ValueError(f"The processor's mel {mel} is not the encoder's {expected}.")
@@ -69,12 +75,18 @@ def load_checkpoint(folder: str | Path) -> E2ETTSModel:
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def load_processor(folder: str | Path, model: E2ETTSModel) -> TextToSpeechProcessor:
-    """The processor saved beside a model, or, as trainers save none, a new one for English phonemes."""
-    if (Path(folder) / "processor_config.json").is_file():
+def load_processor(folder: str | Path, model: E2ETTSModel, tokenizer: str | None = None) -> TextToSpeechProcessor:
+    """The processor with a tokenizer (see `text_tokens.load_processor`), else the one saved beside a model, or, as
+    trainers save none, a new one for English phonemes."""
+    if tokenizer is None and (Path(folder) / "processor_config.json").is_file():
         return AutoProcessor.from_pretrained(folder)
-    encoder = model.config.encoder_config
-    return TextToSpeechProcessor.build(mel=encoder.mel, frames_per_token=encoder.frames_per_token)
+    encoder, text = model.config.encoder_config, text_tokens.load_processor(tokenizer or PHONEMES)
+    return TextToSpeechProcessor(
+        TextToSpeechFeatureExtractor(mel=encoder.mel, frames_per_token=encoder.frames_per_token),
+        text.tokenizer,
+        frontend=text.frontend,
+        language=text.language,
+    )
 
 
 def measure_voice(folder: str, source: str, speaker: str | None, token_rate: float) -> tuple[torch.Tensor, float]:
@@ -157,6 +169,11 @@ def main(arguments: list[str] | None = None) -> None:
         help="what the checkpoint samples with by default: temperature=0.6 top_k=10 top_p=0.8 "
         "text_guidance=1.5",
     )
+    parser.add_argument(
+        "--tokenizer",
+        help=f"what annotate was given: {TOKENIZER_HELP}, or a tokenizer by folder or Hub name; by default the "
+        f"processor beside the model, else {PHONEMES}",
+    )
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16", "float32"], help="of the files")
     options = parser.parse_args(arguments)
     try:
@@ -170,7 +187,8 @@ def main(arguments: list[str] | None = None) -> None:
             add_voices(model, options.voice)
         if options.sampling:
             model.config.sampling = parse_sampling(options.sampling)
-        save_release(model, load_processor(options.model, model), options.output, getattr(torch, options.dtype))
+        processor = load_processor(options.model, model, options.tokenizer)
+        save_release(model, processor, options.output, getattr(torch, options.dtype))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     size = sum(file.stat().st_size for file in Path(options.output).rglob("*") if file.is_file())

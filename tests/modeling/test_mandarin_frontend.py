@@ -71,17 +71,17 @@ def test_readings(frontend, written, spoken):
 @pytest.mark.parametrize(
     ("syllable", "symbols"),
     [
-        ("hao3", "h- ao3"),
-        ("zhi1", "zh- i1"),
-        ("yuan2", "van2"),
-        ("wu3", "u3"),
-        ("jiu3", "j- iou3"),
-        ("xue2", "x- ve2"),
-        ("lü4", "l- v4"),
-        ("lu:4", "l- v4"),
-        ("er2", "er2"),
-        ("huar1", "h- ua1 er5"),
-        ("ng2", "en2"),
+        ("hao3", "h- -ao 3"),
+        ("zhi1", "zh- -i 1"),
+        ("yuan2", "-van 2"),
+        ("wu3", "-u 3"),
+        ("jiu3", "j- -iou 3"),
+        ("xue2", "x- -ve 2"),
+        ("lü4", "l- -v 4"),
+        ("lu:4", "l- -v 4"),
+        ("er2", "-er 2"),
+        ("huar1", "h- -ua 1 -er 5"),
+        ("ng2", "-en 2"),
     ],
 )
 def test_syllables(syllable, symbols):
@@ -133,10 +133,10 @@ def test_written_forms(written, spoken):
 
 
 def test_symbols_of_a_text(frontend):
-    assert frontend("你好，世界！") == "n- i2 h- ao3 , | sh- i4 j- ie4 !"
-    assert frontend("好。好") == frontend("好.\n好。") == "h- ao3 . | h- ao3 ."
-    assert frontend("好？！") == frontend("好！？") == "h- ao3 ?"
-    assert frontend("一\n\n二") == "i1 . | er4 ."
+    assert frontend("你好，世界！") == "n- -i 2 h- -ao 3 , | sh- -i 4 j- -ie 4 !"
+    assert frontend("好。好") == frontend("好.\n好。") == "h- -ao 3 . | h- -ao 3 ."
+    assert frontend("好？！") == frontend("好！？") == "h- -ao 3 ?"
+    assert frontend("一\n\n二") == "-i 1 . | -er 4 ."
     known = set(frontend.symbols("zh"))
     for sentence in SENTENCES:
         symbols = frontend(sentence).split()
@@ -148,7 +148,7 @@ def test_symbols_of_a_text(frontend):
 def test_recognition_keeps_tones_and_has_boundaries_beside_english_only(frontend):
     symbols = frontend("你好，世界！Hello, my world。对")
     assert frontend.recognition_symbols(symbols) == (
-        "n- i2 h- ao3 sh- i4 j- ie4 | h ɛ l oʊ | m aɪ | w ɚ l d | d- uei4"
+        "n- -i 2 h- -ao 3 sh- -i 4 j- -ie 4 | h ɛ l oʊ | m aɪ | w ɚ l d | d- -uei 4"
     )
 
 
@@ -157,10 +157,10 @@ def test_recognition_keeps_tones_and_has_boundaries_beside_english_only(frontend
 
 def test_english_words_sound_as_in_english(frontend, english):
     hello = english("Hello world").removesuffix(" .")
-    assert frontend("他说Hello world。") == f"t- a1 sh- uo1 | {hello} ."
-    assert frontend("John Smith来了").startswith(english("John Smith").removesuffix(".") + "| l- ai2")
-    assert frontend("在U.S.工作") == "z- ai4 | j ˈu | ˈɛ s | g- ong1 z- uo4 ."
-    assert frontend("A股") == "ˈeɪ | g- u3 ."
+    assert frontend("他说Hello world。") == f"t- -a 1 sh- -uo 1 | {hello} ."
+    assert frontend("John Smith来了").startswith(english("John Smith").removesuffix(".") + "| l- -ai 2")
+    assert frontend("在U.S.工作") == "z- -ai 4 | j ˈu | ˈɛ s | g- -ong 1 z- -uo 4 ."
+    assert frontend("A股") == "ˈeɪ | g- -u 3 ."
     for sentence in ("I paid $3.50 at 7:45 a.m. to Dr. Smith, e.g. 5kg.", "NASA!"):
         assert frontend(sentence) == english(sentence)
 
@@ -168,7 +168,7 @@ def test_english_words_sound_as_in_english(frontend, english):
 def test_numbers_are_read_in_the_language_around_them(frontend, english):
     three = english("three").removesuffix(" .")
     assert three in frontend("I have 3 apples. 我也是。") and three in frontend("用iPhone 3 Pro打电话")
-    assert "s- an1" in frontend("我有3个苹果。 So do I.") and "s- an1" in frontend("MP3坏了")
+    assert "s- -an 1" in frontend("我有3个苹果。 So do I.") and "s- -an 1" in frontend("MP3坏了")
     assert frontend("25%") == frontend("百分之二十五")
 
 
@@ -225,11 +225,11 @@ def test_pronunciations_of_english(english, frontend):
 
 def test_pronunciations_of_mandarin(frontend):
     # Taken as they are: no sandhi, and no boundary to the Mandarin around.
-    assert frontend("{ni3 hao3}世界") == "n- i3 h- ao3 sh- i4 j- ie4 ."
-    assert frontend("银{xing2}") == "in2 x- ing2 ."
-    assert frontend("你好{HH AH0 L OW1}吗") == "n- i2 h- ao3 | h ə l ˈoʊ | m- a5 ."
-    assert frontend("{ni3 hao3} 3") == "n- i3 h- ao3 s- an1 ."
-    assert frontend("say {ni3 hao3} to John") == "s ˈeɪ | n- i3 h- ao3 | t ə | d͡ʒ ˈɑ n ."
+    assert frontend("{ni3 hao3}世界") == "n- -i 3 h- -ao 3 sh- -i 4 j- -ie 4 ."
+    assert frontend("银{xing2}") == "-in 2 x- -ing 2 ."
+    assert frontend("你好{HH AH0 L OW1}吗") == "n- -i 2 h- -ao 3 | h ə l ˈoʊ | m- -a 5 ."
+    assert frontend("{ni3 hao3} 3") == "n- -i 3 h- -ao 3 s- -an 1 ."
+    assert frontend("say {ni3 hao3} to John") == "s ˈeɪ | n- -i 3 h- -ao 3 | t ə | d͡ʒ ˈɑ n ."
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_plain_text_warns_of_pronunciations():
 
 def test_the_mandarin_vocabulary_begins_with_the_english_one(frontend, tmp_path):
     english, tokenizer = build_phoneme_tokenizer(), build_phoneme_tokenizer("zh")
-    assert len(tokenizer) == phoneme_vocabulary_size("zh") == 79 + 21 + 5 * len(FINALS)
+    assert len(tokenizer) == phoneme_vocabulary_size("zh") == 79 + 21 + len(FINALS) + len(TONES)
     assert tokenizer.convert_ids_to_tokens(list(range(79))) == english.convert_ids_to_tokens(list(range(79)))
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
@@ -289,10 +289,10 @@ def test_processor_round_trip(frontend, tmp_path):
     again = AutoProcessor.from_pretrained(tmp_path)
     assert again.language == again.text_frontend.language == "zh"
     batch = again(text=["你好，world！", "{ni3 hao3}"])
-    assert again.tokenizer.decode(batch["text_ids"][0]) == "n- i2 h- ao3 , | w ˈɚ l d !"
-    assert batch["text_mask"].sum(dim=1).tolist() == [11, 5]
+    assert again.tokenizer.decode(batch["text_ids"][0]) == "n- -i 2 h- -ao 3 , | w ˈɚ l d !"
+    assert batch["text_mask"].sum(dim=1).tolist() == [13, 7]
     labels, lengths = again.ctc_labels("你好，world！")
-    assert lengths.tolist() == [9] and int(labels.max()) < again.ctc_vocab_size == 280
-    assert again.ctc_decode(labels) == ["n- i2 h- ao3 | w ɚ l d"]
-    with pytest.raises(ValueError, match=re.escape("79 symbols, but the language 'zh' needs 280")):
+    assert lengths.tolist() == [11] and int(labels.max()) < again.ctc_vocab_size == 141
+    assert again.ctc_decode(labels) == ["n- -i 2 h- -ao 3 | w ɚ l d"]
+    with pytest.raises(ValueError, match=re.escape("79 symbols, but the language 'zh' needs 141")):
         TextToSpeechProcessor(processor.feature_extractor, build_phoneme_tokenizer(), language="zh")
