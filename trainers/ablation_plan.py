@@ -330,7 +330,18 @@ def parse_plan(values: dict, overrides: Sequence[str] = ()) -> AblationPlan:
 
 
 def load_plan(name: str, overrides: Sequence[str] = ()) -> AblationPlan:
-    """Reads a plan: a YAML file, or the name of a shipped one. Raises PlanError, and RecipeError for its recipes."""
+    """Reads a plan: a YAML file, or the name of a shipped one. Raises PlanError, and RecipeError for its recipes.
+
+    A plan that `extends` another one by name takes its entries and replaces or adds some, at any depth. `rows` given
+    as a list chooses among the other's rows.
+    """
+    return parse_plan(_read_plan(name), overrides)
+
+
+def _read_plan(name: str, extended: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The entries of a plan, those of the plans that it extends among them."""
+    if name in extended:
+        raise PlanError(f"The plan {name} extends itself.")
     path = next((path for path in (Path(name), PLAN_FOLDER / f"{name}.yaml") if path.is_file()), None)
     if path is None:
         shipped = ", ".join(sorted(path.stem for path in PLAN_FOLDER.glob("*.yaml")))
@@ -339,5 +350,24 @@ def load_plan(name: str, overrides: Sequence[str] = ()) -> AblationPlan:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise PlanError(f"{path} is not YAML: {error}") from error
-    return parse_plan(values if isinstance(values, dict) else {}, overrides)
+    values = values if isinstance(values, dict) else {}
+    if "extends" not in values:
+        return values
+    base = _read_plan(str(values.pop("extends")), (*extended, name))
+    rows = values.get("rows")
+    if isinstance(rows, list):
+        if unknown := [row for row in rows if row not in base.get("rows", {})]:
+            raise PlanError(f"{path} chooses rows that there are not: {unknown}; there are {list(base['rows'])}.")
+        values["rows"] = {}
+        base["rows"] = {row: base["rows"][row] for row in rows}
+    return _merged(base, values)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge; anything else replaces what was there."""
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
 

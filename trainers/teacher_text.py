@@ -5,10 +5,12 @@ python -m e2e_tts.trainers.teacher_text --text /usr/share/games/fortunes --prepa
 
 Sources are plain text files (fortune-style `%` separators and attributions are understood), the King James Bible of
 Debian's `bible-kjv` where asked for, and the training transcripts of prepared datasets. No held-out text is kept.
+For a small task of few words, --pattern "The {red,old} {cat,dog} sleeps." gives sentences of a closed vocabulary.
 """
 
 import argparse
 import logging
+import math
 import random
 import re
 import shutil
@@ -126,6 +128,28 @@ def sentences_of_dataset(path: Path) -> Iterator[str]:
             yield from split_sentences(row["text"])
 
 
+def sentences_of_pattern(pattern: str, count: int, rng: random.Random) -> list[str]:
+    """At most `count` different sentences of a pattern, in which {a,b,c} stands for one of its alternatives.
+
+    Raises ValueError for braces that do not close, do not open or hold nothing.
+    """
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if any(brace in part for part in parts for brace in "{}"):
+        raise ValueError(f"The braces of the pattern {pattern!r} do not match; write {{a,b}} for one of a and b.")
+    choices = [[word.strip() for word in part.split(",")] if index % 2 else [part] for index, part in enumerate(parts)]
+    if any(not word for index, words in enumerate(choices) if index % 2 for word in words):
+        raise ValueError(f"The pattern {pattern!r} has an empty alternative.")
+    total = math.prod(len(words) for words in choices)
+    sentences = []
+    for number in rng.sample(range(total), min(count, total)):
+        picked = []
+        for words in choices:
+            number, index = divmod(number, len(words))
+            picked.append(words[index])
+        sentences.append("".join(picked))
+    return sentences
+
+
 class Collection:
     """Unique speakable sentences, in the order in which they were offered."""
 
@@ -150,6 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--text", nargs="*", type=Path, default=[], help="plain text files, or folders of them")
     parser.add_argument("--prepared", nargs="*", type=Path, default=[], help="datasets written by prepare")
     parser.add_argument("--bible", type=int, default=0, metavar="N", help="at most N clauses of the King James Bible")
+    parser.add_argument("--pattern", nargs="*", default=[], help="sentences with {alternatives,in,braces}")
     parser.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.make_splits")
     parser.add_argument("--count", type=int, default=9000, help="sentences to write")
     parser.add_argument("--min-words", type=int, default=3)
@@ -169,6 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.bible:
             verses = collection.take(sentences_of_bible(), "bible")
             sentences += rng.sample(verses, min(options.bible, len(verses)))
+        for pattern in options.pattern:
+            sentences += collection.take(sentences_of_pattern(pattern, options.count, rng), pattern)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         parser.exit(1, f"{error}\n")
     rng.shuffle(sentences)

@@ -131,11 +131,32 @@ def test_mistakes_in_what_plans_name_are_refused(tmp_path):
         parse_plan(MINIMAL, ["joint:losses.lmm=1"]).cells()
     with pytest.raises(PlanError, match="vocoder"):
         parse_plan(MINIMAL | {"stages": {"joint": {"recipe": "small_vocoder"}}}).cells()
-    with pytest.raises(PlanError, match="one of: small"):
+    with pytest.raises(PlanError, match="one of: closed_vocabulary, small"):
         load_plan("smal")
     (tmp_path / "broken.yaml").write_text("rows: [")
     with pytest.raises(PlanError, match="is not YAML"):
         load_plan(str(tmp_path / "broken.yaml"))
+
+
+def test_a_plan_extends_another(tmp_path, shipped):
+    small, closed = load_plan("small"), load_plan("closed_vocabulary")
+    assert list(closed.stages) == list(small.stages) and closed.rows["cascade"] == small.rows["cascade"]
+    assert set(closed.rows) < set(small.rows)
+    assert closed.measure.takes == 3 and closed.measure.steps == small.measure.steps
+    joint = closed.cell("full", 0).runs[0].recipe
+    assert joint["model"]["lm_config"]["text_config"]["hidden_size"] == 192
+    assert joint["model"]["lm_config"]["text_config"]["vocab_size"] == 79
+    assert len(closed.cells()) == len(closed.rows) * len(closed.seeds)
+    folder = tmp_path / "plan.yaml"
+    folder.write_text("extends: small\nrows: [full, stage_9]")
+    with pytest.raises(PlanError, match=r"rows that there are not: \['stage_9'\]"):
+        load_plan(str(folder))
+    folder.write_text(f"extends: {folder}")
+    with pytest.raises(PlanError, match="extends itself"):
+        load_plan(str(folder))
+    folder.write_text("extends: nowhere")
+    with pytest.raises(PlanError, match="No plan 'nowhere'"):
+        load_plan(str(folder))
 
 
 def test_overrides_reach_their_stage_and_rows_win():

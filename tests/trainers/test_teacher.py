@@ -142,3 +142,21 @@ def test_teacher_text_keeps_plain_new_sentences_only(tmp_path, capsys):
     with pytest.raises(SystemExit):
         teacher_text.main(["--text", str(tmp_path / "absent"), "--output", str(tmp_path / "out")])
     assert "absent does not exist" in capsys.readouterr().err
+
+
+def test_patterns_give_different_sentences_of_a_closed_vocabulary(tmp_path, capsys):
+    pattern = "The {red,old} {cat,dog,bird} {sleeps,runs}."
+    arguments = ["--pattern", pattern, "--output", str(tmp_path / "all.txt")]
+    teacher_text.main(arguments)
+    sentences = (tmp_path / "all.txt").read_text().splitlines()
+    assert len(sentences) == len(set(sentences)) == 12
+    assert {word for sentence in sentences for word in sentence.split()} == {
+        *("The", "red", "old", "cat", "dog", "bird", "sleeps.", "runs.")
+    }
+    teacher_text.main([*arguments, "--count", "5"])
+    assert len((tmp_path / "all.txt").read_text().splitlines()) == 5
+    for wrong, message in (("The {red cat sleeps.", "do not match"), ("The {red,} cat sleeps.", "empty alternative")):
+        with pytest.raises(SystemExit):
+            teacher_text.main(["--pattern", wrong, "--output", str(tmp_path / "none.txt")])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none.txt").exists()
