@@ -37,6 +37,8 @@ THRESHOLD = 0.5
 SHORTEST_SECONDS = 1.0
 # Long recordings are read in parts of about this length: memory stays bounded, and a few marked seconds are found.
 PART_SECONDS = 10.0
+# Up to this length speech is marked as a whole, longer speech as a stream of such parts.
+WHOLE_SECONDS = 60.0
 # How far the writer looks back: 15 frames of 10 ms on account of its convolutions, and the window of a frame.
 CONTEXT_SECONDS = 0.25
 FADE_SECONDS = 0.01
@@ -130,8 +132,12 @@ class Watermark(nn.Module):
         return mark.eval().requires_grad_(False)
 
     def apply(self, samples: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """The same speech with the mark in it, of the same length."""
-        return samples + self.residual(samples, sampling_rate)
+        """The same speech with the mark in it, of the same length, in memory that does not grow with it."""
+        size = round(WHOLE_SECONDS * sampling_rate)
+        if len(samples) <= size:
+            return samples + self.residual(samples, sampling_rate)
+        stream = self.stream(sampling_rate)
+        return np.concatenate([stream.push(samples[start : start + size]) for start in range(0, len(samples), size)])
 
     def stream(self, sampling_rate: int) -> "WatermarkStream":
         """Marks speech that comes in chunks."""

@@ -153,7 +153,7 @@ def test_tokens_there_and_back(pipe, tmp_path, suffix):
 
 def test_long_token_sequences_are_decoded_in_chunks(pipe):
     ids = np.arange(760) % 27
-    speech = pipe.detokenize(ids, "ben", num_steps=1)
+    speech = pipe.detokenize(ids, "ben", num_steps=1, watermark=False)
     expected = pipe.model.decode(torch.from_numpy(ids)[None], voice="ben", num_steps=1, chunking={})
     assert np.array_equal(speech["audio"], expected["audio"][0].numpy())
 

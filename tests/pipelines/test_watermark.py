@@ -122,6 +122,15 @@ def test_a_marked_part_of_a_long_recording_is_found(mark, speech):
     assert found.is_marked and 10 <= found.start <= 20 and 30 <= found.end <= 40
 
 
+def test_long_speech_is_marked_in_parts(mark, speech, monkeypatch):
+    whole = mark.apply(speech[0], RATE)
+    monkeypatch.setattr(watermark, "WHOLE_SECONDS", 1.0)
+    parts = mark.apply(speech[0], RATE)
+    assert parts.shape == whole.shape and confidence(mark, parts) > 0.95
+    # Not just the same mark: a second ago is too far back to count.
+    assert 0 < np.abs(parts - whole).mean() < 0.5 * np.abs(whole - speech[0]).mean()
+
+
 def test_what_cannot_be_told_is_refused(mark, speech):
     with pytest.raises(ValueError, match="too short"):
         mark.detect(speech[0][:8000], RATE)

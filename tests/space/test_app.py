@@ -76,6 +76,18 @@ def test_voice_of_a_clip(client, clip):
     assert not np.array_equal(cloned, continued)
 
 
+def test_says_that_cloned_speech_is_marked(app, folder, clip):
+    demo = app.Demo([str(folder)])
+
+    def note(**settings) -> str:
+        *_, last = demo.play("Hello there.", seed=0, steps=1, **settings)
+        return last[-1]
+
+    assert note(voice="ben") == ""
+    assert note(reference=str(clip)) == app.MARKED and "watermark" in app.MARKED
+    assert note(reference=str(clip), watermark=False) == app.UNMARKED
+
+
 def test_streams_chunks_with_pauses_between_sentences(client):
     text = "One long sentence is spoken here, in chunks. And then there is another one, after a pause."
     chunks = [read(chunk) for chunk in client.submit(text, seed=1, steps=2, api_name="/stream")]
