@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .audio_features import length_mask
+from .modeling_flow_decoder import SOLVER_STEPS
 from .modeling_speech_lm import GeneratedCodes
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
 from .styles import RATE, Style, level_words, resolve_styles
@@ -53,7 +54,7 @@ class SpeechGenerationMixin(VoiceMixin):
         speed: float = 1.0,
         style: Style | Sequence[Style] | None = None,
         seed: int | None = None,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
@@ -100,7 +101,7 @@ class SpeechGenerationMixin(VoiceMixin):
         speed: float = 1.0,
         style: Style | Sequence[Style] | None = None,
         seed: int | None = None,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         chunking: ChunkingLike = None,
@@ -235,7 +236,7 @@ class SpeechGenerationMixin(VoiceMixin):
         mask: torch.Tensor | None = None,
         voice: str | Path | Voice | torch.Tensor | Sequence[str] | None = None,
         seed: int = 0,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
@@ -260,7 +261,7 @@ class SpeechGenerationMixin(VoiceMixin):
         input_features: torch.Tensor,
         feature_mask: torch.Tensor,
         speaker_embedding: torch.Tensor,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
     ) -> torch.Tensor:
         """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""

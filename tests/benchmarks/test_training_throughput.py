@@ -7,8 +7,8 @@ from factories import composite_settings, lm_settings
 from training_throughput import (
     LEARNING,
     Cost,
+    Workload,
     main,
-    measure,
     padding_waste,
     ratios,
     share_of_peak,
@@ -35,7 +35,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def costs(recipe) -> dict[str, Cost]:
-    return measure(recipe, 1.0, rounds=3, matrix=128)
+    return Workload(recipe, 1.0, matrix=128).time(rounds=3)
 
 
 def test_the_joint_step_costs_what_its_modules_cost_and_less_than_a_cascade(costs):

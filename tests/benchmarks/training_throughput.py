@@ -12,9 +12,10 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,40 +131,51 @@ def count_flops(work: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def measure(recipe: Recipe, seconds: float, rounds: int, matrix: int = MATRIX) -> dict[str, Cost]:
-    """Times every piece of work of a stage-1 recipe in `rounds` rounds on utterances of `seconds`; see the module.
+class Workload:
+    """The pieces of work of a stage-1 recipe on utterances of `seconds`, each run once to count it and to warm up.
 
-    Keys: "matrix", the modules, "joint", "optimizer", "cascade ..." of each part, and "batch N" of N frames.
+    Names: "matrix", the modules, "joint", "optimizer", "cascade ..." of each part, and "batch N" of N frames.
     """
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
-    model = E2ETTSModel(E2ETTSConfig(**recipe.model))
-    model.freeze([name for name in ("speaker", "vocoder", *LEARNING) if name not in recipe.train])
-    model.train()
-    options = loss_options(recipe)
-    rows = max(1, min(recipe.data.max_rows, round(recipe.data.seconds_per_batch / seconds)))
-    batch = random_batch(model.config, rows, seconds, generator)
-    work = {"matrix": matrix_product(matrix), **module_passes(model, batch), "joint": joint_step(model, batch, options)}
-    work["optimizer"] = optimizer_step(model)
-    work |= {f"cascade {part}": cascade_step(model, batch, part) for part in CASCADE}
-    for count in sorted({max(1, round(rows * share)) for share in BATCH_SIZES}):
-        sized = random_batch(model.config, count, seconds, generator)
-        frames = sized["feature_mask"].numel()
-        work[f"batch {frames}"] = joint_step(model, sized, options)
-    flops = {}
-    for name, step in work.items():  # also the warm-up
-        flops[name] = count_flops(step)
-        if name != "joint":  # the optimizer takes its gradients
-            model.zero_grad()
-    times = defaultdict(list)
-    for _ in range(rounds):
-        for name, step in work.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-            if name != "joint":
-                model.zero_grad()
-    return {name: Cost(times[name], flops[name]) for name in work}
+
+    def __init__(self, recipe: Recipe, seconds: float, matrix: int = MATRIX) -> None:
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
+        model = self.model = E2ETTSModel(E2ETTSConfig(**recipe.model))
+        model.freeze([name for name in ("speaker", "vocoder", *LEARNING) if name not in recipe.train])
+        model.train()
+        options = loss_options(recipe)
+        rows = max(1, min(recipe.data.max_rows, round(recipe.data.seconds_per_batch / seconds)))
+        batch = random_batch(model.config, rows, seconds, generator)
+        self.work = {
+            "matrix": matrix_product(matrix),
+            **module_passes(model, batch),
+            "joint": joint_step(model, batch, options),
+            "optimizer": optimizer_step(model),
+            **{f"cascade {part}": cascade_step(model, batch, part) for part in CASCADE},
+        }
+        for count in sorted({max(1, round(rows * share)) for share in BATCH_SIZES}):
+            sized = random_batch(model.config, count, seconds, generator)
+            self.work[f"batch {sized['feature_mask'].numel()}"] = joint_step(model, sized, options)
+        self.flops = dict(self._each(count_flops))
+
+    def _each(self, run: Callable[[Callable[[], None]], Any]) -> Iterator[tuple[str, Any]]:
+        for name, step in self.work.items():
+            if name != "optimizer":  # which takes the gradients of the joint step
+                self.model.zero_grad()
+            yield name, run(step)
+
+    def time(self, rounds: int) -> dict[str, Cost]:
+        times = defaultdict(list)
+        for _ in range(rounds):
+            for name, seconds in self._each(elapsed):
+                times[name].append(seconds)
+        return {name: Cost(times[name], self.flops[name]) for name in self.work}
+
+
+def elapsed(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
 def median_ratio(over: list[list[float]], under: list[list[float]]) -> float:
@@ -262,7 +274,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = load_recipe(options.recipe, options.set)
     if getattr(recipe, "model", None) is None or getattr(recipe, "trainer", "") != "joint":
         parser.error(f"{options.recipe} is no stage-1 recipe with a model of its own; small_joint is one.")
-    costs = measure(recipe, options.seconds, options.rounds)
+    costs = Workload(recipe, options.seconds).time(options.rounds)
     text = table(options.recipe, costs, padding_waste(recipe, speech_lengths(4000, recipe.data.max_seconds)))
     print(text)
     if options.output:
