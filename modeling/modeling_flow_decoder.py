@@ -13,6 +13,7 @@ from .auto_classes import register
 from .configuration_e2e_tts import FlowDecoderConfig
 from .diffusion_transformer import DiTBlock, MaskedConvBlock, TimeEmbedding, rotary_tables
 from .randomness import seeded_noise, seeded_uniform
+from .style_embeddings import StyleEmbeddings, StyleMixin
 
 TIME, NOISE, PROMPT, DROP = range(1, 5)  # salts of the random streams of one utterance
 # With the small checkpoint six steps end 0.10 from the exact log-mel (root mean square), ten of Euler's method 0.15.
@@ -30,7 +31,7 @@ class FlowDecoderOutput(ModelOutput):
     loss_prior: torch.Tensor | None = None
 
 
-class FlowDecoderModel(PreTrainedModel):
+class FlowDecoderModel(StyleMixin, PreTrainedModel):
     """Codes (B, T, D), hard or soft -> mel (B, T * frames_per_token, n_mels)."""
 
     config_class = FlowDecoderConfig
@@ -45,6 +46,7 @@ class FlowDecoderModel(PreTrainedModel):
         source_size = config.hidden_condition_size or len(config.levels)
         self.from_code = nn.Sequential(nn.Linear(source_size, size), nn.GELU(), nn.Linear(size, size))
         self.speaker_projection = nn.Linear(config.speaker_dim, size) if config.speaker_dim else None
+        self.style_embeddings = StyleEmbeddings(config.styles, config.speaker_dim)
         self.token_blocks = nn.ModuleList(
             MaskedConvBlock(size, config.conv_kernel_size) for _ in range(config.condition_layers)
         )
@@ -75,12 +77,19 @@ class FlowDecoderModel(PreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif module is self:
+            self.style_embeddings.reset()
             init.zeros_(self.final_modulation.weight)
             init.zeros_(self.project_out.weight)
             init.normal_(self.frame_offset, mean=0.0, std=0.5)
 
     def normalise(self, mel: torch.Tensor) -> torch.Tensor:
         return (mel - self.config.mel_mean) / self.config.mel_std
+
+    def styled(self, speaker_embedding: torch.Tensor, style_levels: torch.LongTensor | None) -> torch.Tensor:
+        """A voice (B, speaker_dim) in a style, levels (B, S) of `config.styles`; None leaves it as it is."""
+        if style_levels is None or not self.style_embeddings:
+            return speaker_embedding
+        return speaker_embedding + self.style_embeddings(style_levels).to(speaker_embedding.dtype)
 
     def condition(
         self, codes: torch.Tensor, mask: torch.Tensor, speaker_embedding: torch.Tensor | None = None

@@ -1,6 +1,5 @@
 """The speech language model: Qwen3 over text and FSQ codes in one sequence (PAPER section 2, LM)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +16,7 @@ from .configuration_e2e_tts import END_OF_SPEECH, NUM_CONTROL_TOKENS, SPEAKER, S
 from .fsq import FiniteScalarQuantizer
 from .repetition_aware_sampling import RepetitionAwareSampling
 from .step_decoding import StepDecoder, generate_ids
-from .styles import UNSPECIFIED, Levels, count_levels
+from .style_embeddings import StyleEmbeddings, StyleMixin
 
 # Finite, so that a token can still be forced, and far enough from overflow to be divided by a temperature.
 UNLIKELY = -1e9
@@ -100,7 +99,7 @@ class TextGuidance(LogitsProcessor):
         return self.processors(input_ids[: len(guided)], guided).repeat(2, 1)
 
 
-class SpeechLM(PreTrainedModel, GenerationMixin):
+class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
     """p(c_t | c_<t, text, speaker).
 
     One sequence holds [speaker, start, text ..., task, codes ...]. There is no table of speech tokens: a code's
@@ -131,8 +130,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         self.code_keys = CodeKeys(code_size, config.output_adapter_size, size)
         self.end_head = nn.Linear(size, 1)
         self.speaker_projection = nn.Linear(config.speaker_dim, size) if config.speaker_dim else None
-        self.style_embeddings = nn.ModuleDict()
-        self._build_styles()
+        self.style_embeddings = StyleEmbeddings(config.styles, size)
         self.post_init()
 
     @torch.no_grad()
@@ -146,46 +144,8 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, mean=0.0, std=1.0)
         elif module is self.code_keys.outer:
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-        # A style that has learned nothing changes nothing.
-        elif any(module is embedding for embedding in self.style_embeddings.values()):
-            init.zeros_(module.weight)
-
-    def _build_styles(self) -> None:
-        """Brings `style_embeddings` in line with the configuration; those that are there stay."""
-        size = self.config.text_config.hidden_size
-        known = dict(self.style_embeddings)
-        self.style_embeddings = nn.ModuleDict(
-            {
-                name: known[name] if name in known else nn.Embedding(1 + count_levels(levels), size, UNSPECIFIED)
-                for name, levels in self.config.styles.items()
-            }
-        )
-
-    def add_styles(self, styles: Mapping[str, Levels]) -> None:
-        """Adds styles (see `SpeechLMConfig`) to a model; its output stays the same until they have learned.
-
-        Raises ValueError for a style that the model has with other levels.
-        """
-        have = self.config.styles
-        for name, levels in styles.items():
-            if have.get(name, levels) != levels:
-                raise ValueError(f"The LM has the style {name!r} with the levels {have[name]}, not {levels}.")
-        text = self.model.embed_tokens.weight
-        self.config.set_styles({**have, **styles})
-        self._build_styles()
-        for name in self.config.styles.keys() - have.keys():
-            nn.init.zeros_(self.style_embeddings[name].weight)
-        self.style_embeddings.to(device=text.device, dtype=text.dtype)
-
-    def embed_styles(self, style_levels: torch.LongTensor) -> torch.Tensor:
-        """Levels (B, S), of every style in the order of `config.styles`, -> their sum (B, d); 0 adds nothing."""
-        if style_levels.shape[1] != len(self.style_embeddings):
-            raise ValueError(
-                f"The LM has {len(self.style_embeddings)} styles ({', '.join(self.style_embeddings) or 'none'}), but "
-                f"style_levels has {style_levels.shape[1]} columns."
-            )
-        embeddings = zip(self.style_embeddings.values(), style_levels.unbind(dim=1), strict=True)
-        return sum(embedding(levels) for embedding, levels in embeddings)
+        elif module is self:
+            self.style_embeddings.reset()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -245,7 +205,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         if self.speaker_projection is not None and speaker_embedding is not None:
             speaker = speaker + self.speaker_projection(speaker_embedding.to(controls.dtype))
         if style_levels is not None:
-            speaker = speaker + self.embed_styles(style_levels)
+            speaker = speaker + self.style_embeddings(style_levels).to(controls.dtype)
         embeds = torch.cat(
             [
                 speaker[:, None],

@@ -1,7 +1,7 @@
 """Inference of the composite: text to speech at once or as a stream, and tokens to speech."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class SpeechGenerationMixin(VoiceMixin):
         reference (features of one clip for all rows, or one a row), or an embedding; by default the first built-in
         voice. With prompt_text_ids (1, P), the transcript of the single reference clip, LM and decoder continue that
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
-        style: {"pitch": "high"} or "pitch=high" for instance, a level by name or number of what `lm.config.styles`
+        style: {"pitch": "high"} or "pitch=high" for instance, a level by name or number of what `config.styles`
         lists, or one such style a row; "rate" works with every checkpoint whose text positions are "aligned".
         chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. sampling goes to
         `SpeechLM.generate_codes`.
@@ -191,13 +191,14 @@ class SpeechGenerationMixin(VoiceMixin):
             "text_mask": text_mask,
             "speaker_embedding": condition.embedding,
             "tokens_per_symbol": rate / speed,
-            "style_levels": style_levels,
+            "style_levels": self.style_columns(style_levels, "lm"),
             "prompt_ids": prompt_ids,
             "generator": generator,
             **self.config.sampling,
             **given,
         }
-        return Request(lm_arguments, condition, seeds)
+        embedding = self.decoder.styled(condition.embedding, self.style_columns(style_levels, "decoder"))
+        return Request(lm_arguments, replace(condition, embedding=embedding), seeds)
 
     def resolve_style(
         self, style: Style | Sequence[Style], batch: int = 1
@@ -206,14 +207,14 @@ class SpeechGenerationMixin(VoiceMixin):
 
         Raises ValueError, naming what there is, for a style or level that the checkpoint does not have.
         """
-        config = self.lm.config
-        return resolve_styles(style, config.styles, batch, rate_is_set=config.text_positions == "aligned")
+        rate_is_set = self.lm.config.text_positions == "aligned"
+        return resolve_styles(style, self.config.styles, batch, rate_is_set)
 
     def style_words(self) -> dict[str, tuple[str, ...]]:
-        """The styles that the LM has learned, with the words for their levels, or numbers where those are too many."""
+        """The styles that the model has learned, and the words for their levels; numbers where those are too many."""
         return {
             name: level_words(name, levels) or tuple(str(level) for level in range(1, levels + 1))
-            for name, levels in self.lm.config.styles.items()
+            for name, levels in self.config.styles.items()
         }
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Styles of speech: what they are called, their levels, and how a request becomes levels.
 
-`SpeechLMConfig.styles` maps the name of a style to its number of levels, or to the names of its classes. A style that
-is measured, pitch say, has levels from 1 (lowest) up, relative to what is usual for the speaker; level 0 of any style
-means that nothing is asked for.
+`styles` in the configurations of LM and decoder maps the name of a style to its number of levels, or to the names of
+its classes. A style that is measured, pitch say, has levels from 1 (lowest) up, relative to what is usual for the
+speaker; level 0 of any style means that nothing is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,6 +41,12 @@ def check_styles(styles: Mapping[str, Levels]) -> None:
             raise ValueError(
                 f"The style {name!r} needs at least 2 levels, or a list with the names of its classes; got {levels!r}."
             )
+
+
+def ordered_styles(styles: Mapping[str, Levels]) -> dict[str, Levels]:
+    """Checked (see `check_styles`) and in the order of their names, which files keep."""
+    check_styles(styles)
+    return dict(sorted(styles.items()))
 
 
 def level_words(name: str, levels: Levels) -> tuple[str, ...]:

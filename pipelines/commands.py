@@ -57,8 +57,8 @@ def list_styles(model: str) -> str:
     from e2e_tts.modeling import E2ETTSConfig
     from e2e_tts.modeling.styles import describe_styles, known_styles
 
-    lm = E2ETTSConfig.from_pretrained(model).lm_config
-    styles = known_styles(lm.styles, rate_is_set=lm.text_positions == "aligned")
+    config = E2ETTSConfig.from_pretrained(model)
+    styles = known_styles(config.styles, rate_is_set=config.lm_config.text_positions == "aligned")
     return "\n".join(describe_styles({name: levels}) for name, levels in styles.items())
 
 

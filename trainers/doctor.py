@@ -89,7 +89,7 @@ def meta_model(recipe: Recipe) -> E2ETTSModel:
         model = E2ETTSModel(config)
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_config(AutoConfig.from_pretrained(folder)))
-        model.lm.add_styles(recipe.styles)
+        model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])
         model.freeze([name for name, _ in model.named_children() if name not in recipe.train])
         if recipe.lora is not None:
             model = add_adapters(model, recipe.lora, recipe.train).get_base_model()
@@ -160,8 +160,8 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
     with report.attempt("styles"):
         check_labels(rows, recipe.styles)
         for name, count in labelled_rows(rows).items():
-            if name in config.lm_config.styles:
-                report.ok("styles", f"{name}: {config.lm_config.styles[name]} levels, {count} rows have a label")
+            if name in config.styles:
+                report.ok("styles", f"{name}: {config.styles[name]} levels, {count} rows have a label")
 
     weights = data.weights or source_counts(rows, data.max_seconds)
     batches = MixtureBatches(

@@ -129,12 +129,12 @@ class Recipe:
     the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights.
     learning_rates and max_grad_norms: by module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps
     over which it grows from 0 to its weight. text_dropout: share of the utterances whose text the LM does not see, so
-    that text guidance works. styles: style control that the LM gets, name -> number of levels or names of classes (see
-    `SpeechLMConfig`), beside what it has. style_dropout: share of the utterances without any style, and of the others
-    without each one, so that speech without a style stays as good. kl: weight of the divergence from the starting LM.
-    ema: by module, the decay of an average of its weights that is evaluated and saved in their place. voices: built-in
-    voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of them. arguments:
-    fields of transformers' TrainingArguments.
+    that text guidance works. styles: style control that LM and decoder get where they learn, name -> number of levels
+    or names of classes (see `SpeechLMConfig`), beside what they have. style_dropout: share of the utterances without
+    any style, and of the others without each one, so that speech without a style stays as good. kl: weight of the
+    divergence from the starting LM. ema: by module, the decay of an average of its weights that is evaluated and saved
+    in their place. voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*"
+    for all of them. arguments: fields of transformers' TrainingArguments.
     """
 
     trainer: str = "joint"
@@ -184,8 +184,8 @@ class Recipe:
             raise RecipeError(f"text_dropout is a share of utterances, 0.1 for example; got {self.text_dropout}.")
         if not 0.0 <= self.style_dropout < 1.0:
             raise RecipeError(f"style_dropout is a share of utterances, 0.2 for example; got {self.style_dropout}.")
-        if self.styles and ("lm" not in self.train or self.lora is not None):
-            raise RecipeError("styles are learned by the LM's own weights: add lm to train and drop lora.")
+        if self.styles and ({"lm", "decoder"}.isdisjoint(self.train) or self.lora is not None):
+            raise RecipeError("styles are learned by own weights of LM or decoder: add one to train and drop lora.")
         for name in self.arguments:
             _check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
         if self.model is not None:

@@ -189,7 +189,7 @@ def style_level(row: dict, name: str, levels: Levels) -> int:
         return UNSPECIFIED if rank is None else 1 + min(int(rank * levels), levels - 1)
     label = row.get(name) or ""
     if label and label not in levels:
-        raise ValueError(f"The data has {name} {label!r}, the LM's style has {list(levels)}: add it to styles.{name}.")
+        raise ValueError(f"The data has {name} {label!r}, the style has {list(levels)}: add it to styles.{name}.")
     return 1 + list(levels).index(label) if label else UNSPECIFIED
 
 
@@ -200,7 +200,7 @@ class Collator:
     speaker_target (B, S), tokens_per_symbol (B,) and utterance (B,), the row number that keys random draws. Where the
     decoder's mel is another one, `mel` holds it; rows then come at the decoder's sampling rate and are resampled for
     the tokenizer. With `emotions`, the names of the classes of an emotion head, emotion_labels (B,) holds the classes
-    of the column emotion, -100 where it is empty. With `styles`, those of the LM, style_levels (B, S) holds their
+    of the column emotion, -100 where it is empty. With `styles`, those of the model, style_levels (B, S) holds their
     levels in this order: those of ranks in the column style_NAME, or the classes in the column NAME; 0 where a column
     or its value is missing.
 
@@ -238,7 +238,7 @@ class Collator:
             encoder.frames_per_token,
             MelSpec.from_dict(config.decoder_config.mel),
             emotions,
-            config.lm_config.styles,
+            config.styles,
         )
 
     def _emotion_labels(self, rows: list[dict]) -> dict[str, torch.Tensor]:

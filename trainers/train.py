@@ -42,7 +42,7 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
         model = E2ETTSModel(E2ETTSConfig(**recipe.model))
     for name, folder in recipe.init_modules.items():
         model.replace_module(name, AutoModel.from_pretrained(folder))
-    model.lm.add_styles(recipe.styles)
+    model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])
     return model
 
 

@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         model = load_composite(options.model)
-        known = measured_styles(model.lm.config.styles, model.lm.config.text_positions == "aligned")
+        known = measured_styles(model.config.styles, model.lm.config.text_positions == "aligned")
         wanted = known if options.styles is None else options.styles
         if unknown := sorted(set(wanted) - set(known)) or (not known and ["any"]):
             raise ValueError(f"The checkpoint has no measurable style {unknown}; it has {list(known)}.")

@@ -8,10 +8,13 @@ from factories import (
     decoder_settings,
     lm_settings,
     make_composite,
+    make_decoder,
     make_lm,
     random_ids,
+    random_mel,
     random_tensor,
     shaken,
+    training_batch,
 )
 from transformers import AutoModel
 
@@ -125,7 +128,7 @@ def test_a_model_without_styles_saves_as_before():
 
 def test_levels_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"2 styles \(emotion, pitch\), but style_levels has 1"):
-        make_lm(styles=STYLES).embed_styles(torch.zeros(3, 1, dtype=torch.long))
+        make_lm(styles=STYLES).embed_prefix(TEXT, style_levels=torch.zeros(3, 1, dtype=torch.long))
     with pytest.raises(ValueError, match=r"0 styles \(none\)"):
         make_lm().embed_prefix(TEXT, style_levels=torch.zeros(3, 1, dtype=torch.long))
 
@@ -204,6 +207,88 @@ def test_requests_become_levels_and_speeds():
             resolve_styles(wanted, styles, 2, rate_is_set=True)
     with pytest.raises(ValueError, match="trained without any"):
         resolve_styles({"pitch": "high"}, {}, 1, rate_is_set=False)
+
+
+# ---------------------------------------------------------------- the decoder and the composite
+
+
+def test_a_decoder_is_told_the_style_with_the_voice():
+    """Added styles change nothing, then only the rows that ask for one; the loss reaches the levels that were used."""
+    decoder = make_decoder()
+    codes, mask = random_tensor(3, 4, 3), torch.ones(3, 4, dtype=torch.bool)
+
+    def mel(levels: list[int] | None) -> torch.Tensor:
+        style_levels = None if levels is None else torch.tensor(levels)[:, None]
+        return decoder.sample(codes, mask, decoder.styled(VOICE, style_levels), num_steps=2)
+
+    before = mel(None)
+    decoder.add_styles({"pitch": 3})
+    assert torch.equal(mel([1, 2, 3]), before)
+    decoder.style_embeddings["pitch"].weight.data[1:] = random_tensor(3, SPEAKER_DIM)
+    after = mel([0, 2, 0])
+    assert torch.equal(after[[0, 2]], before[[0, 2]]) and (after[1] - before[1]).abs().max() > 1e-2
+    voice = decoder.styled(VOICE, torch.tensor([[0], [3], [3]]))
+    decoder(codes, mask, random_mel(3, 8, 80), torch.arange(3), voice).loss_flow.backward()
+    gradients = decoder.style_embeddings["pitch"].weight.grad.abs().sum(dim=1)
+    assert (gradients > 0).tolist() == [False, False, False, True]
+
+
+def test_lm_and_decoder_have_styles_of_their_own(tmp_path):
+    model = make_composite()
+    model.add_styles({"emotion": ["calm", "sad"], "pitch": 3}, ["lm"])
+    model.add_styles({"pitch": 3, "breath": 2}, ["decoder"])
+    assert list(model.config.styles) == ["breath", "emotion", "pitch"]
+    levels = torch.tensor([[1, 2, 3]])
+    assert model.style_columns(levels, "lm").tolist() == [[2, 3]]
+    assert model.style_columns(levels, "decoder").tolist() == [[1, 3]]
+    shaken(model)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    batch = training_batch()
+    given = {"style_levels": torch.tensor([[1, 2, 3], [2, 1, 0]])}
+    whole, again = model(**batch, **given), loaded(**batch, **given)
+    assert torch.equal(whole.loss_lm, again.loss_lm) and torch.equal(whole.loss_flow, again.loss_flow)
+    for column, reached in enumerate([{"loss_flow"}, {"loss_lm"}, {"loss_lm", "loss_flow"}]):
+        changed = given["style_levels"].clone()
+        changed[0, column] = 0
+        other = model(**batch, style_levels=changed)
+        assert {name for name in ("loss_lm", "loss_flow") if not torch.equal(other[name], whole[name])} == reached
+    with pytest.raises(ValueError, match="levels 3, not 5"):
+        model.add_styles({"pitch": 5}, ["decoder"])
+    with pytest.raises(ValueError, match="Levels of the style 'pitch' differ: lm_config has 3, decoder_config has 5"):
+        make_composite(lm_config=lm_settings(styles={"pitch": 3}), decoder_config=decoder_settings(styles={"pitch": 5}))
+    with pytest.raises(ValueError, match="columns, but the styles are"):
+        model(**batch, style_levels=levels[:, :1].expand(2, -1))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [({"styles": {"rate": 3}}, "keeps to the time"), ({"styles": {"pitch": 3}, "speaker_dim": 0}, "with the voice")],
+)
+def test_styles_that_a_decoder_cannot_have(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_decoder(**changes)
+
+
+def test_the_rate_is_the_business_of_the_lm():
+    model = make_composite()
+    model.add_styles({"rate": 3, "pitch": 3})
+    assert list(model.lm.config.styles) == ["pitch", "rate"] and list(model.decoder.config.styles) == ["pitch"]
+
+
+def test_a_style_of_the_decoder_changes_the_sound_of_the_same_codes():
+    model = make_composite(decoder_config=decoder_settings(styles={"pitch": 3}))
+    model.decoder.style_embeddings["pitch"].weight.data[1:] = random_tensor(3, SPEAKER_DIM)
+    model.lm.end_head.bias.data.fill_(100.0)
+    common = {"speaker_embedding": VOICE[:1], "num_steps": 2, "seed": 0, "min_tokens_per_symbol": 3.0}
+    plain, high = (model.generate(TEXT[:1], style=style, **common) for style in (None, "pitch=high"))
+    assert torch.equal(plain["ids"], high["ids"]) and not torch.allclose(plain["mel"], high["mel"], atol=1e-3)
+    chunks = list(model.generate_stream(TEXT[:1], style="pitch=high", chunking={"first": 6}, **common))
+    whole = model.generate(TEXT[:1], style="pitch=high", chunking={"first": 6}, **common)["audio"]
+    assert torch.equal(torch.cat([chunk["audio"] for chunk in chunks], dim=1), whole)
+
+
+# ---------------------------------------------------------------- the LM in generate
 
 
 def test_speech_in_a_style():

@@ -21,7 +21,7 @@ from e2e_tts.trainers.recipe import RecipeError, load_recipe
 from e2e_tts.trainers.speech_data import Collator, SpeechDataset, load_prepared
 from e2e_tts.trainers.style_labels import check_labels, mid_ranks, speaker_ranks
 from e2e_tts.trainers.style_signal import measure_style
-from e2e_tts.trainers.train import build_trainer
+from e2e_tts.trainers.train import build_model, build_trainer
 
 RATE = 16000
 
@@ -227,7 +227,7 @@ def test_a_recipe_gives_a_trained_lm_styles(styled, tmp_path):
     trainer = build_trainer(
         stage_recipe("component", folders, **changes, styles={"pitch": 5, "effort": 2}), str(tmp_path / "run")
     )
-    assert trainer.model.config.lm_config.styles == {"effort": 2, "pitch": 5}
+    assert trainer.model.config.styles == {"effort": 2, "pitch": 5} and not trainer.model.decoder.config.styles
     inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(12)])
     drawn = torch.stack([trainer.draw_inputs(inputs, step)["style_levels"] for step in range(100)])
     assert torch.equal(drawn[3], trainer.draw_inputs(inputs, 3)["style_levels"])
@@ -243,6 +243,21 @@ def test_a_recipe_gives_a_trained_lm_styles(styled, tmp_path):
     assert weight[1:].abs().max() > 0 and not weight[0].any()
 
 
+def test_the_decoder_learns_styles_by_itself_and_beside_an_lm_that_has_others(styled, tmp_path):
+    folders = make_folders(tmp_path) | {"data": str(styled)}
+    data = recipe_values("component", folders)["data"] | {"weights": {}, "eval_rows": 0}
+    start = build_model(stage_recipe("component", folders, train=["lm"], styles={"effort": 2}))
+    start.save_pretrained(tmp_path / "first")
+    changes = {"train": ["decoder"], "losses": {"flow": 1.0, "prior": 1.0}, "data": data, "styles": {"pitch": 5}}
+    recipe = stage_recipe("component", folders | {"start": str(tmp_path / "first")}, **changes, style_dropout=0.0)
+    trainer = build_trainer(recipe, str(tmp_path / "run"))
+    trainer.train()
+    model = trainer.model
+    assert model.config.styles == {"effort": 2, "pitch": 5} and list(model.lm.style_embeddings) == ["effort"]
+    assert model.decoder.style_embeddings["pitch"].weight[1:].abs().max() > 0
+    assert not model.lm.style_embeddings["effort"].weight.any()
+
+
 def test_mistakes_are_refused(styled, tmp_path):
     rows = load_prepared([str(styled)], "train")
     with pytest.raises(ValueError, match=r"No row has a label of the style 'energy'.*style_labels.*styles\.csv"):
@@ -251,8 +266,9 @@ def test_mistakes_are_refused(styled, tmp_path):
         check_labels(rows, {"emotion": ["sad"]})
     recipe = load_recipe("small_refine_lm", ["styles.pitch=5", "styles.emotion=[sad, calm]", "style_dropout=0.3"])
     assert recipe.styles == {"pitch": 5, "emotion": ["sad", "calm"]} and recipe.style_dropout == 0.3
-    with pytest.raises(RecipeError, match="add lm to train"):
-        load_recipe("small_refine_decoder", ["styles.pitch=5"])
+    assert load_recipe("small_refine_decoder", ["styles.pitch=5"]).styles == {"pitch": 5}
+    with pytest.raises(RecipeError, match="by own weights of LM or decoder"):
+        load_recipe("small_refine_reward", ["styles.pitch=5"])
     with pytest.raises(RecipeError, match="drop lora"):
         load_recipe("small_finetune_voice", ["styles.pitch=5"])
     with pytest.raises(RecipeError, match="style_dropout is a share"):
