@@ -5,6 +5,7 @@ import re
 import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from transformers import AutoProcessor, AutoTokenizer
@@ -221,6 +222,14 @@ def test_pronunciations_of_english(english, frontend):
     words = "".join(f"{{{name}}}x" for name in ("B", "D", "F", "G", "K", "L", "M", "N", "P", "S", "T"))
     assert english(words) == " | ".join(f"{CMU_PHONEMES[name]} | ˈɛ k s" for name in "BDFGKLMNPST") + " ."
     assert frontend("{HH AH0 L OW1}, world!") == english("{HH AH0 L OW1}, world!")
+
+
+def test_a_released_checkpoint_takes_pronunciations():
+    processor = AutoProcessor.from_pretrained(Path(__file__).parents[2] / "model_cards" / "small-en")
+    given, written = (processor(text=text)["text_ids"] for text in ("{HH EH0 L OW1 | W ER1 L D}!", "Hello world!"))
+    assert given.tolist() == written.tolist()
+    with pytest.raises(ValueError, match="Mandarin vocabulary"):
+        processor(text="{ni3 hao3}")
 
 
 def test_pronunciations_of_mandarin(frontend):
