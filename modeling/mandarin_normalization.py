@@ -132,8 +132,9 @@ def _write_units(text: str) -> str:
     text = _LETTER_UNIT.sub(lambda match: match[1] + _LETTER_UNITS[match[2]], text)
     text = re.sub(r"(?<![A-Za-z])[Nn]o\.\s?(?=\d)", "第", text)
     text = re.sub(r"#\s?(\d+)", r"\1号", text)
-    # Flights, trains, models: "CA1234".
-    return re.sub(rf"(?<=[{LATIN}])-?(\d{{3,}})(?![\d.])", lambda match: say_digits(match[1]), text)
+    # Flights, trains, models: "CA1234". A hyphen after letters is no minus.
+    text = re.sub(rf"(?<=[{LATIN}])-(?=\d)", " ", text)
+    return re.sub(rf"(?<=[{LATIN}])(\d{{3,}})(?![\d.])", lambda match: say_digits(match[1]), text)
 
 
 def _write_numbers(text: str) -> str:
@@ -144,7 +145,7 @@ def _write_numbers(text: str) -> str:
     text = re.sub(rf"({_NUMBER})\s?‰", r"千分之\1", text)
     # Beside an equals sign a hyphen is a minus, elsewhere between numbers a range.
     text = re.sub(rf"({_NUMBER})\s?-\s?(?={_NUMBER}\s?=)", r"\1减", text)
-    text = re.sub(rf"(?<=\d)([{HAN}]{{0,2}}){_TO}(?=\d)", r"\1到", text)
+    text = re.sub(rf"(?<=\d)([{HAN}]{{0,4}}){_TO}(?=\d|零下)", r"\1到", text)
     text = re.sub(r"(?<![A-Za-z\d)])-\s?(?=\d)", "负", text)
     text = re.sub(r"(?<![\d.])(\d+)/(\d+)(?![\d.])", r"\2分之\1", text)
     text = re.sub(r"\d+(?:\.\d+){2,}", lambda match: "点".join(say(part) for part in match[0].split(".")), text)
@@ -178,6 +179,7 @@ def _write_times(text: str) -> str:
             words += f"{say_digits('0') if 0 < minute < 10 else ''}{say(str(minute))}分"
         return words + (f"{say(str(int(second)))}秒" if second else "")
 
+    text = re.sub(rf"(?<=:\d\d){_TO}(?=\d{{1,2}}:\d\d)", "到", text)
     text = re.sub(r"(?<![\d:.])([01]?\d|2[0-4]):([0-5]\d)(?::([0-5]\d))?(?![\d:])", clock, text)
     return re.sub(rf"({_NUMBER})\s?:\s?(?={_NUMBER})", r"\1比", text)
 
