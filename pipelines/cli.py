@@ -42,8 +42,8 @@ CLONE = """examples:
   e2e-tts clone me.wav --transcribe -o me.safetensors                       (finds out by itself what it says)
   e2e-tts speak "Hello." --voice me.safetensors -o hello.wav
 
-Clone only your own voice, or one whose owner has agreed. Speech in it carries an inaudible watermark (e2e-tts detect)
-where resemble-perth is installed; speak --no-watermark leaves it out.
+Clone only your own voice, or one whose owner has agreed. Speech in it carries an inaudible watermark, which the
+command detect finds, where resemble-perth is installed; speak --no-watermark leaves it out.
 """
 CONVERT = """examples:
   e2e-tts convert me.wav --voice NAME -o other.wav

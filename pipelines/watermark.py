@@ -2,8 +2,8 @@
 
 The mark and the weights that write and read it are those of Perth (resemble-perth, by Resemble AI, MIT): a change of a
 few decibels below 2 kHz, where the speech itself hides it; any Perth detector finds it. It says that speech was made,
-not by whom. It survives resampling, noise and lossy formats, but not somebody who sets out to remove it: the detector
-is public.
+not by whom. It survives resampling, lossy formats and, mostly, noise, but not somebody who sets out to remove it: the
+detector is public.
 
 Of the package only the weights are read. Its own code declares no dependencies, needs a torchaudio and a pkg_resources
 that many machines do not have, and prints to standard output, where speech may be going.

@@ -242,7 +242,7 @@ def test_wrong_usage(arguments, capsys):
 # ---- help, and the commands of other modules
 
 
-@pytest.mark.parametrize("command", ["speak", "clone", "convert", "tokenize", "detokenize", "serve"])
+@pytest.mark.parametrize("command", ["speak", "clone", "convert", "tokenize", "detokenize", "detect", "serve"])
 def test_help_teaches(command, capsys):
     for arguments in (["--help"], [command, "--help"]):
         with pytest.raises(SystemExit) as stop:
