@@ -256,7 +256,7 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
             guidance = gr.Slider(
                 0.0, 3.0, 0.7, step=0.1, label="Guidance", info="How closely sound follows tokens and voice"
             )
-            steps = gr.Slider(1, 32, 10, step=1, precision=0, label="Steps", info="More are slower and cleaner")
+            steps = gr.Slider(1, 32, 6, step=1, precision=0, label="Steps", info="More are slower and cleaner")
         with gr.Row():
             temperature = gr.Slider(
                 0.0,

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
+
 from .recipe import RECIPE_FOLDER, Recipe, load_recipe
 
 PLAN_FOLDER = RECIPE_FOLDER / "ablations"
@@ -65,7 +67,7 @@ class MeasurePlan:
     sources: list[str] = field(default_factory=list)
     limit: int | None = None
     takes: int = 1
-    steps: int = 10
+    steps: int = SOLVER_STEPS
     guidance: float = 0.7
     temperature: float = 1.0
     top_k: int = 25

@@ -23,6 +23,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError
+from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
 from e2e_tts.trainers.speech_data import Collator, SpeechDataset
 
 from .audio_files import write_speech
@@ -40,7 +41,7 @@ class HeldOutSpeaker:
     """Renders rows of annotated data. steps, guidance: of the decoder; sampling: of the LM; seed keys every draw."""
 
     model: E2ETTSModel
-    steps: int = 10
+    steps: int = SOLVER_STEPS
     guidance: float = 0.7
     seed: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -131,7 +132,7 @@ class HeldOutSpeaker:
 
 def add_rendering_options(parser: argparse.ArgumentParser) -> None:
     """Options that say how speech is rendered; `rendering_settings` reads them."""
-    parser.add_argument("--steps", type=int, default=10, help="of the decoder")
+    parser.add_argument("--steps", type=int, default=SOLVER_STEPS, help="of the decoder")
     parser.add_argument("--guidance", type=float, default=0.7)
     parser.add_argument("--temperature", type=float, help="of the LM, 0 is greedy; by default the checkpoint's")
     parser.add_argument("--top_k", type=int, help="by default the checkpoint's")

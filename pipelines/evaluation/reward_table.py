@@ -30,6 +30,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
 from e2e_tts.trainers.speech_data import Collator, SpeechDataset
 from e2e_tts.trainers.stage_trainers import edit_distance
 
@@ -146,7 +147,7 @@ class HeldOutMeasurement:
     """Runs a composite on held-out rows. steps, guidance: of the decoder's sampling; seed keys its noise."""
 
     def __init__(
-        self, model: E2ETTSModel, *, steps: int = 10, guidance: float = 0.7, emotions: Sequence[str] = (), seed: int = 0
+        self, model: E2ETTSModel, *, steps: int = SOLVER_STEPS, guidance: float = 0.7, emotions: Sequence[str] = (), seed: int = 0
     ) -> None:
         self.model = model.eval()
         self.collate = Collator.for_model(model.config)
@@ -297,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sources", nargs="*", default=[], help="by default all")
     parser.add_argument("--limit", type=int, help="number of utterances, spread over the split; by default all")
     parser.add_argument("--emotions", nargs="*", default=[], help="names of the SER classes, in their order")
-    parser.add_argument("--steps", type=int, default=10, help="of the decoder")
+    parser.add_argument("--steps", type=int, default=SOLVER_STEPS, help="of the decoder")
     parser.add_argument("--guidance", type=float, default=0.7)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the decoder's noise and of the bootstrap")

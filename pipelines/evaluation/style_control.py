@@ -25,6 +25,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from e2e_tts.modeling import SpeechGenerationError
+from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
 from e2e_tts.modeling.styles import RATE, RATE_SPEEDS
 from e2e_tts.trainers.speech_data import SpeechDataset
 from e2e_tts.trainers.style_labels import MEASURED
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sources", nargs="*", default=[], help="by default all")
     parser.add_argument("--limit", type=int, help="number of sentences, spread over the split; by default all")
     parser.add_argument("--styles", nargs="*", metavar="NAME", help="by default all that can be measured")
-    parser.add_argument("--steps", type=int, default=10, help="of the decoder")
+    parser.add_argument("--steps", type=int, default=SOLVER_STEPS, help="of the decoder")
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="of the synthesis and of the bootstrap")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
