@@ -147,7 +147,13 @@ class HeldOutMeasurement:
     """Runs a composite on held-out rows. steps, guidance: of the decoder's sampling; seed keys its noise."""
 
     def __init__(
-        self, model: E2ETTSModel, *, steps: int = SOLVER_STEPS, guidance: float = 0.7, emotions: Sequence[str] = (), seed: int = 0
+        self,
+        model: E2ETTSModel,
+        *,
+        steps: int = SOLVER_STEPS,
+        guidance: float = 0.7,
+        emotions: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         self.model = model.eval()
         self.collate = Collator.for_model(model.config)
