@@ -103,7 +103,7 @@ def joint(folder) -> Stage:
 
 @pytest.fixture(scope="module")
 def refined_lm(folder, joint) -> Stage:
-    return train(folder, "small_refine_lm", 250, "4e-3", f"init={folder}/small_joint")
+    return train(folder, "small_refine_lm", 250, "4e-3", f"init={folder}/small_joint", "text_dropout=0")
 
 
 @pytest.fixture(scope="module")

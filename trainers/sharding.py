@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
@@ -36,17 +37,19 @@ def prepare_sharding(accelerator: Accelerator) -> None:
 
 
 @contextlib.contextmanager
-def root_gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, parts of an FSDP2 model can be called by themselves, by all processes alike.
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside, parts of an FSDP2 model can be called by themselves and their weights read, by all processes alike.
 
-    FSDP2 gathers what belongs to no block, adapters and heads, for calls of the whole model only. Other models are left
-    as they are.
+    FSDP2 gathers a block's weights for calls of the block, and what belongs to no block for calls of the whole model
+    only. Other models are left as they are.
     """
-    sharded = isinstance(model, FSDPModule)
-    if sharded:
-        model.unshard()
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)  # a call inside must not scatter them again
+        module.unshard()
     try:
         yield
     finally:
-        if sharded:
-            model.reshard()
+        for module in sharded:
+            module.set_reshard_after_forward(AcceleratorState().fsdp_plugin.reshard_after_forward, recurse=False)
+            module.reshard()

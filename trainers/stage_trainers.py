@@ -21,7 +21,7 @@ from .built_in_voices import save_voices
 from .callbacks import CollapseAlarm, SpeechSamples
 from .recipe import Recipe, RecipeError
 from .safety import divergence, save_bad_batch
-from .sharding import prepare_sharding, root_gathered
+from .sharding import gathered, prepare_sharding
 from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
 OTHER_CLIP, RATE, NO_TEXT, NO_STYLE = 21, 22, 23, 24  # salts of the trainer's own draws
@@ -342,7 +342,7 @@ class SpeechTrainer(Trainer):
             for name, value in self.named_losses(output).items():
                 sums[name] += value * len(items)
             if self.recipe.losses.asr:
-                with self.accelerator.autocast(), root_gathered(model):
+                with self.accelerator.autocast(), gathered(model):
                     encoded = model.encoder(inputs["input_features"], inputs["feature_mask"])
                     labels = model.reward.transcribe(encoded.codes, encoded.mask)
                 for heard, said in zip(labels, inputs["ctc_labels"].tolist(), strict=True):

@@ -197,7 +197,7 @@ def test_loads_without_this_package(model, processor, folder, release, tmp_path)
         clip = torch.sin(torch.arange(12000) / 20) * torch.sin(torch.arange(12000) / 2000)
         pipe.save_voice(pipe.clone(clip, 16000, text=texts[0]), again + ".safetensors")
         chunking = {"first": 2, "size": 3, "look_ahead": 1}
-        chunks = list(pipe.stream(texts[1], voice=again + ".safetensors", seed=0, chunking=chunking))
+        chunks = list(pipe.stream(texts[1], voice=again + ".safetensors", seed=0, chunking=chunking, watermark=False))
         torch.save(torch.cat([torch.from_numpy(chunk["audio"]) for chunk in chunks]), again + ".stream")
         assert len(pipe.detokenize(pipe.tokenize(clip, 16000), voice="ben")["audio"]) == len(clip) // 640 * 640 + 640
         # What remote code has saved is as complete as what it was loaded from.

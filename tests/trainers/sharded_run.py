@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from e2e_tts.trainers.recipe import parse_recipe
-from e2e_tts.trainers.sharding import root_gathered
+from e2e_tts.trainers.sharding import gathered
 from e2e_tts.trainers.train import build_trainer
 
 
 def speak(model: torch.nn.Module, embedding_size: int) -> dict[str, torch.Tensor]:
     """The same sentence at every call; with a sharded model to be called by every process."""
     voice = torch.linspace(-1.0, 1.0, embedding_size)[None]
-    with root_gathered(model):
+    with gathered(model):
         speech = model.eval().generate(
             text_ids=torch.tensor([[5, 3, 8, 2]]), speaker_embedding=voice, tokens_per_symbol=2.0, seed=7, num_steps=2
         )
