@@ -14,6 +14,8 @@ import numpy as np
 MAX_CHARACTERS = 160
 MIN_CHARACTERS = 25
 IDEOGRAPH_CHARACTERS = 4
+# A brace this far back opens no pronunciation, so it holds up no cut.
+PRONUNCIATION_CHARACTERS = 80
 PAUSE_SECONDS = 0.3
 # Sampling now and then finds no end; another draw usually does.
 ATTEMPTS = 3
@@ -26,15 +28,17 @@ _SENTENCE_END = re.compile(
 _CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[，、；：])\s*")
 _WORD_END = re.compile(r"\s+")
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_IDEOGRAPH_END = re.compile(f"(?<={_IDEOGRAPH.pattern})(?={_IDEOGRAPH.pattern})")
 
 
 class TextSplitter:
     """Parts of a text that arrives in pieces, the same however it is cut into pieces.
 
     A part is a sentence, at most `max_characters` long unless one word is longer; longer sentences are cut after a
-    comma, else between words. A very short sentence is put together with the next. Parts without any letter or digit
-    are left out, and nothing else is. With `eager` the first part may already end with a clause, for speech to start
-    early. An ideograph counts as four characters.
+    comma, else between words, else between ideographs, and never inside a pronunciation in braces. A very short
+    sentence is put together with the next. Parts without any letter or digit are left out, and nothing else is. With
+    `eager` the first part may already end with a clause, for speech to start early. An ideograph counts as four
+    characters.
     """
 
     def __init__(self, max_characters: int = MAX_CHARACTERS, eager: bool = False) -> None:
@@ -70,16 +74,19 @@ class TextSplitter:
         return found
 
     def _cut(self, sentence_end: int | None) -> int | None:
-        """The end of as many clauses, else words, of a long sentence as fit, else of its first word; None if not even
-        that has come."""
+        """The end of as many clauses, else words, else ideographs, of a long sentence as fit, else of its first word;
+        None if not even that has come."""
 
         first_word = None
-        for pattern in (_CLAUSE_END, _WORD_END):
+        for pattern in (_CLAUSE_END, _WORD_END, _IDEOGRAPH_END):
             fitting = None
             for match in pattern.finditer(self._text):
                 end = match.end()
                 if end == len(self._text):
                     break
+                opened = self._text.rfind("{", max(0, end - PRONUNCIATION_CHARACTERS), end)
+                if opened > self._text.rfind("}", 0, end):
+                    continue
                 first_word = end if pattern is _WORD_END and first_word is None else first_word
                 if _length(self._text[:end].rstrip()) > self.max_characters:
                     break
@@ -144,7 +151,7 @@ def speak_parts(
 ) -> Iterator[dict[str, Any]]:
     """Speaks a text of any length with a TextToSpeechPipeline, part by part, in memory for one part.
 
-    Yields {"audio": float32 (samples,), "sampling_rate": Hz, "text": the part}; every part but the first begins with a
+    Yields what a call gives and "text", the part; every part but the first begins with a
     pause, so the parts put together are the speech. progress(number, count, part) is called before each part. Where
     speech fails (it finds no end, say), it is tried again, with a seed given with that plus 1, 2 and so on.
 
@@ -172,12 +179,10 @@ def speak_long(
     attempts: int = ATTEMPTS,
     **settings: Any,
 ) -> dict[str, Any]:
-    """The speech of `speak_parts` as one: {"audio": float32 (samples,), "sampling_rate": Hz}."""
+    """The speech of `speak_parts` as one: {"audio": float32 (samples,), "sampling_rate": Hz, "watermarked": bool}."""
     parts = list(speak_parts(pipe, text, progress, pause_seconds, attempts, **settings))
-    return {
-        "audio": np.concatenate([part["audio"] for part in parts]),
-        "sampling_rate": parts[0]["sampling_rate"],
-    }
+    same = {name: value for name, value in parts[0].items() if name != "text"}
+    return {**same, "audio": np.concatenate([part["audio"] for part in parts])}
 
 
 @contextmanager

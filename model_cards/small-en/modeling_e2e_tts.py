@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .modeling_speech_lm import SpeechLM
 from .modeling_vocoder import VocoderModel
 from .randomness import seeded_noise
 from .speech_generation import SpeechGenerationError, SpeechGenerationMixin  # noqa: F401 - also found here
+from .styles import RATE, Levels
 
 GUMBEL = 11  # salt of the Gumbel noise of one utterance
 MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
@@ -128,6 +129,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         emotion_labels: torch.LongTensor | None = None,
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | None = None,
+        style_levels: torch.LongTensor | None = None,
         seeds: torch.LongTensor | None = None,
         true_losses: Sequence[str] = ("lm", "reward", "flow"),
         predicted_losses: Sequence[str] = (),
@@ -142,7 +144,8 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
         for, speaker_embedding (B, S) the voice given to LM and decoder, taken from other audio of the speaker.
-        seeds (B,) key every random draw. predict_from: "codes", or "hidden" to condition the decoder on LM states.
+        style_levels (B, S) are those of `config.styles`. seeds (B,) key every random draw.
+        predict_from: "codes", or "hidden" to condition the decoder on LM states.
         reference_lm: a frozen LM whose distribution anchors this one (loss_kl).
         """
         encoded = self.encoder(input_features, feature_mask)
@@ -161,9 +164,11 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         reads = "hidden" if self.decoder.config.hidden_condition_size else "codes"
         if predict_from != reads and {"flow", "prior"} & {*true_losses, *predicted_losses}:
             raise ValueError(f"predict_from is {predict_from!r}; the decoder, by hidden_condition_size, reads {reads}.")
+        lm_style, decoder_style = (self.style_columns(style_levels, name) for name in ("lm", "decoder"))
+        voice = speaker_embedding if decoder_style is None else self.decoder.styled(speaker_embedding, decoder_style)
         lm_output = None
         if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
-            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol)
+            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol, lm_style)
             lm_output = self.lm(*lm_inputs)
             output.loss_lm, output.lm_logits = lm_output.loss, lm_output.logits
             if reference_lm is not None:
@@ -172,7 +177,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
                 output.loss_kl = self._divergence(lm_output.logits, reference, mask)
         if "flow" in true_losses or "prior" in true_losses:
             source = lm_output.hidden_states[:, :-1] if from_hidden else codes
-            flow = self.decoder(source, mask, mel, seeds, speaker_embedding, only_prior="flow" not in true_losses)
+            flow = self.decoder(source, mask, mel, seeds, voice, only_prior="flow" not in true_losses)
             output.loss_flow, output.loss_prior = flow.loss_flow, flow.loss_prior
         if predicted_losses:
             predicted = self.predict_codes(lm_output.logits, mask, seeds, gumbel_temperature)
@@ -182,7 +187,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
                 output.predicted_loss_ser = reward.loss_ser
             if "flow" in predicted_losses:
                 source = lm_output.hidden_states[:, :-1] if from_hidden else predicted
-                flow = self.decoder(source, mask, mel, seeds, speaker_embedding)
+                flow = self.decoder(source, mask, mel, seeds, voice)
                 output.predicted_loss_flow, output.predicted_loss_prior = flow.loss_flow, flow.loss_prior
         return output
 
@@ -208,6 +213,25 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         return ((divergence * positions).sum(dim=1) / lengths).mean()
 
     # ---------------------------------------------------------------- parts
+
+    def style_columns(self, style_levels: torch.LongTensor | None, module: str) -> torch.LongTensor | None:
+        """Of levels (B, S) of `config.styles` those of the styles that a module, "lm" or "decoder", has."""
+        if style_levels is None:
+            return None
+        names = list(self.config.styles)
+        if style_levels.shape[1] != len(names):
+            raise ValueError(f"style_levels has {style_levels.shape[1]} columns, but the styles are {names}.")
+        return style_levels[:, [names.index(name) for name in getattr(self, module).config.styles]]
+
+    def add_styles(self, styles: Mapping[str, Levels], modules: Sequence[str] = ("lm", "decoder")) -> None:
+        """Gives LM and decoder, or one of them, styles (see `StyleMixin.add_styles`); the rate is the LM's alone.
+
+        Raises ValueError for a style that one of them has with other levels.
+        """
+        for name in modules:
+            own = {style: levels for style, levels in styles.items() if name == "lm" or style != RATE}
+            getattr(self, name).add_styles(own)
+        self.config.check_composition()
 
     def replace_module(self, name: str, module: PreTrainedModel) -> None:
         """Puts another module, a vocoder of its own training say, in the place of `name`.

@@ -1,18 +1,25 @@
 """The speech language model: Qwen3 over text and FSQ codes in one sequence (PAPER section 2, LM)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from transformers import Cache, GenerationMixin, PreTrainedModel, Qwen3Model
 from transformers import initialization as init
-from transformers.generation import LogitsProcessor, LogitsProcessorList
+from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from .auto_classes import register
 from .configuration_e2e_tts import END_OF_SPEECH, NUM_CONTROL_TOKENS, SPEAKER, START, TASK, SpeechLMConfig
 from .fsq import FiniteScalarQuantizer
 from .repetition_aware_sampling import RepetitionAwareSampling
+from .step_decoding import StepDecoder, generate_ids
+from .style_embeddings import StyleEmbeddings, StyleMixin
+
+# Finite, so that a token can still be forced, and far enough from overflow to be divided by a temperature.
+UNLIKELY = -1e9
 
 
 @dataclass
@@ -72,7 +79,27 @@ class LengthLimits(LogitsProcessor):
         return scores.masked_fill(impossible, -torch.inf)
 
 
-class SpeechLM(PreTrainedModel, GenerationMixin):
+class TextGuidance(LogitsProcessor):
+    """Classifier-free guidance: the first half of the rows has read the text, the second half has not.
+
+    Moves the scores away from those without the text, without + scale * (with - without), lets `processors` decide on
+    them, and gives both halves the same decision. Only tokens that are among the `top_k` of the scores with the text
+    stay possible (0 keeps all), lest what is unlikely either way should win by its ratio.
+    """
+
+    def __init__(self, scale: float, processors: LogitsProcessorList, top_k: int = 0) -> None:
+        self.scale, self.processors, self.top_k = scale, processors, top_k
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        given, without = scores.log_softmax(dim=-1).chunk(2)
+        guided = without + self.scale * (given - without)
+        if self.top_k:
+            least = given.topk(min(self.top_k, given.shape[-1]), dim=-1).values[:, -1:]
+            guided = guided.masked_fill(given < least, UNLIKELY)
+        return self.processors(input_ids[: len(guided)], guided).repeat(2, 1)
+
+
+class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
     """p(c_t | c_<t, text, speaker).
 
     One sequence holds [speaker, start, text ..., task, codes ...]. There is no table of speech tokens: a code's
@@ -103,7 +130,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         self.code_keys = CodeKeys(code_size, config.output_adapter_size, size)
         self.end_head = nn.Linear(size, 1)
         self.speaker_projection = nn.Linear(config.speaker_dim, size) if config.speaker_dim else None
-        self._generation_keys: torch.Tensor | None = None
+        self.style_embeddings = StyleEmbeddings(config.styles, size)
         self.post_init()
 
     @torch.no_grad()
@@ -117,6 +144,8 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, mean=0.0, std=1.0)
         elif module is self.code_keys.outer:
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+        elif module is self:
+            self.style_embeddings.reset()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -139,9 +168,11 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         controls = self.control_embedding((ids - self.config.num_codes).clamp_min(0))
         return torch.where(is_code[..., None], self.embed_codes(codes), controls)
 
-    def score(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, T, d) -> logits (B, T, vocab_size) in float32; only codes and END_OF_SPEECH can win."""
-        keys = self._generation_keys  # read once: a generation in another thread may just end
+    def score(self, hidden_states: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states (..., d) -> logits (..., vocab_size) in float32; only codes and END_OF_SPEECH can win.
+
+        keys (num_codes, d): `code_keys` of the codebook, where a caller needs them more than once.
+        """
         if keys is None:
             keys = self.code_keys(self.quantizer.codebook)
         codes = hidden_states @ keys.T * hidden_states.shape[-1] ** -0.5
@@ -158,12 +189,14 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         text_mask: torch.Tensor | None = None,
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | None = None,
+        style_levels: torch.LongTensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """[speaker, start, text ..., task] -> embeddings (B, N + 3, d), mask, positions, and the first code's position.
 
         Text padding stays where it is and is masked; positions are those of the unpadded sequence, so that an
         utterance is the same alone and in a batch. tokens_per_symbol (B,) is the speaking rate that "aligned"
-        positions need, in speech tokens per text token.
+        positions need, in speech tokens per text token. style_levels (B, S) are added at the speaker's place, so that
+        a model without styles can be given some without moving any position.
         """
         batch, length = text_ids.shape
         text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()
@@ -171,6 +204,8 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         speaker = controls[SPEAKER].expand(batch, -1)
         if self.speaker_projection is not None and speaker_embedding is not None:
             speaker = speaker + self.speaker_projection(speaker_embedding.to(controls.dtype))
+        if style_levels is not None:
+            speaker = speaker + self.style_embeddings(style_levels).to(controls.dtype)
         embeds = torch.cat(
             [
                 speaker[:, None],
@@ -205,6 +240,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | None = None,
+        style_levels: torch.LongTensor | None = None,
         input_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -235,7 +271,9 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             )
         batch, length = codes.shape[:2]
         code_mask = codes.new_ones((batch, length), dtype=torch.bool) if code_mask is None else code_mask.bool()
-        prefix, mask, positions, first = self.embed_prefix(text_ids, text_mask, speaker_embedding, tokens_per_symbol)
+        prefix, mask, positions, first = self.embed_prefix(
+            text_ids, text_mask, speaker_embedding, tokens_per_symbol, style_levels
+        )
         steps = torch.arange(length, device=codes.device, dtype=torch.float32)
         output = self.model(
             inputs_embeds=torch.cat([prefix, self.embed_codes(codes)], dim=1),
@@ -267,6 +305,7 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         text_mask: torch.Tensor | None = None,
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | None = None,
+        style_levels: torch.LongTensor | None = None,
         prompt_ids: torch.LongTensor | None = None,
         top_k: int = 25,
         top_p: float = 0.8,
@@ -275,17 +314,32 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
         repetition_limit: int = 3,
         min_tokens_per_symbol: float = 0.5,
         max_tokens_per_symbol: float = 8.0,
+        text_guidance: float = 1.0,
         generator: torch.Generator | None = None,
-        **kwargs,
+        streamer: BaseStreamer | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
     ) -> GeneratedCodes:
         """Samples codes for text (B, N), optionally continuing prompt_ids (B, P) whose text begins `text_ids`.
 
         The length lies between min and max_tokens_per_symbol times the row's number of text tokens (less the
         prompt's); END_OF_SPEECH is impossible before, and a row that reached the limit is not `finished`.
-        `temperature` 0 is greedy. `generator` draws the codes; by default the process's own does.
-        kwargs go to `GenerationMixin.generate` (a streamer, say).
+        `temperature` 0 is greedy. `generator` draws the codes; by default the process's own does. text_guidance above 1
+        makes the codes follow the text more closely, for an LM that has also learned without text (`text_dropout` of
+        the recipes), at the cost of a second row for each; 1 is off.
+        streamer and stopping_criteria are those of `GenerationMixin.generate`.
         """
-        embeds, mask, positions, first = self.embed_prefix(text_ids, text_mask, speaker_embedding, tokens_per_symbol)
+        batch, length = text_ids.shape
+        text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()
+        symbols = text_mask.sum(dim=1)
+        if text_guidance != 1.0:
+            text_ids, speaker_embedding, tokens_per_symbol, style_levels, prompt_ids = (
+                None if value is None else torch.cat([value, value])
+                for value in (text_ids, speaker_embedding, tokens_per_symbol, style_levels, prompt_ids)
+            )
+            text_mask = torch.cat([text_mask, torch.zeros_like(text_mask)])
+        embeds, mask, positions, first = self.embed_prefix(
+            text_ids, text_mask, speaker_embedding, tokens_per_symbol, style_levels
+        )
         prompt_length = 0
         if prompt_ids is not None:
             prompt_length = prompt_ids.shape[1]
@@ -293,7 +347,6 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
             mask = torch.cat([mask, mask.new_ones(prompt_ids.shape)], dim=1)
             steps = torch.arange(prompt_length, device=first.device)
             positions = torch.cat([positions, first[:, None] + steps], dim=1)
-        symbols = mask[:, : text_ids.shape[1] + 3].sum(dim=1) - 3
         shortest = ((symbols * min_tokens_per_symbol).long() - prompt_length).clamp_min(1)
         longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long() - prompt_length)
         processors = LogitsProcessorList([LengthLimits(shortest, longest, self.end_token_id)])
@@ -309,27 +362,25 @@ class SpeechLM(PreTrainedModel, GenerationMixin):
                     generator=generator,
                 )
             )
-        self._generation_keys = self.code_keys(self.quantizer.codebook)
-        try:
-            sequences = self.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                position_ids=positions,
-                max_new_tokens=int(longest.max()),
-                # The processor draws and leaves one code possible: nothing is left to sample.
-                do_sample=False,
-                logits_processor=processors,
-                eos_token_id=self.end_token_id,
-                pad_token_id=self.end_token_id,
-                **kwargs,
-            )
-        finally:
-            self._generation_keys = None
-        ended = sequences == self.end_token_id
+        if text_guidance != 1.0:
+            processors = LogitsProcessorList([TextGuidance(text_guidance, processors, top_k)])
+        steps = int(longest.max())
+        keys = self.code_keys(self.quantizer.codebook)
+        sequences = generate_ids(
+            StepDecoder(self.model, embeds, mask, positions, first + prompt_length, steps),
+            partial(self.score, keys=keys),
+            self.embed_ids(torch.arange(self.config.vocab_size, device=self.device)[None])[0],
+            steps,
+            self.end_token_id,
+            processors,
+            streamer,
+            stopping_criteria,
+        )
+        ended = sequences[:batch] == self.end_token_id
         code_mask = ended.cumsum(dim=1) == 0
         lengths = code_mask.sum(dim=1)
         # The column in which the longest row ended holds no code.
-        ids, code_mask = (sequences * code_mask)[:, : lengths.max()], code_mask[:, : lengths.max()]
+        ids, code_mask = (sequences[:batch] * code_mask)[:, : lengths.max()], code_mask[:, : lengths.max()]
         return GeneratedCodes(ids=ids, mask=code_mask, finished=ended.any(dim=1) & (lengths < longest))
 
 

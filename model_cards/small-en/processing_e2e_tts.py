@@ -8,7 +8,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .auto_classes import register
 from .configuration_e2e_tts import E2ETTSConfig
 from .feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
-from .text_frontend import TextFrontend, build_phoneme_tokenizer
+from .text_frontend import TextFrontend, build_phoneme_tokenizer, phoneme_vocabulary_size
 
 # Without a phoneme vocabulary the recogniser spells UTF-8 bytes; 0 is the CTC blank, a byte b has label b + 1.
 _BYTE_LABELS = 257
@@ -20,9 +20,10 @@ class TextToSpeechProcessor(ProcessorMixin):
     Text frontend, text tokenizer and feature extractor of a text-to-speech model.
 
     feature_extractor (`TextToSpeechFeatureExtractor`): for reference recordings.
-    tokenizer (`PreTrainedTokenizerFast`): `build_phoneme_tokenizer()`, or a sub-word one with frontend "none".
-    frontend (`str`): "phonemes" (English) or "none"; see `TextFrontend`.
+    tokenizer (`PreTrainedTokenizerFast`): `build_phoneme_tokenizer(language)`, or a sub-word one with frontend "none".
+    frontend (`str`): "phonemes" or "none"; see `TextFrontend`.
     max_text_tokens (`int`): longer texts are refused.
+    language (`str`): of the phonemes, "en" (English) or "zh" (Mandarin with English words).
     """
 
     def __init__(
@@ -31,19 +32,28 @@ class TextToSpeechProcessor(ProcessorMixin):
         tokenizer: Any = None,
         frontend: str = "phonemes",
         max_text_tokens: int = 400,
+        language: str = "en",
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
         self.frontend = frontend
         self.max_text_tokens = max_text_tokens
+        self.language = language
         if tokenizer.pad_token_id is None:
             raise ValueError("The tokenizer has no pad token; set tokenizer.pad_token first.")
-        self.text_frontend = TextFrontend(frontend)
+        self.text_frontend = TextFrontend(frontend, language)
+        if frontend == "phonemes" and len(tokenizer) < (needed := phoneme_vocabulary_size(language)):
+            raise ValueError(
+                f"The tokenizer has {len(tokenizer)} symbols, but the language {language!r} needs {needed}: take "
+                "build_phoneme_tokenizer(language)."
+            )
 
     @classmethod
-    def build(cls, mel: dict | None = None, frames_per_token: int = 2, **kwargs: Any) -> "TextToSpeechProcessor":
-        """A processor for English phonemes and the given features (fields of `MelSpec`)."""
+    def build(
+        cls, mel: dict | None = None, frames_per_token: int = 2, language: str = "en", **kwargs: Any
+    ) -> "TextToSpeechProcessor":
+        """A processor for the phonemes of a language and the given features (fields of `MelSpec`)."""
         extractor = TextToSpeechFeatureExtractor(mel=mel, frames_per_token=frames_per_token)
-        return cls(extractor, build_phoneme_tokenizer(), **kwargs)
+        return cls(extractor, build_phoneme_tokenizer(language), language=language, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

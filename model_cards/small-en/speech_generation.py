@@ -1,7 +1,7 @@
 """Inference of the composite: text to speech at once or as a stream, and tokens to speech."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from .audio_features import length_mask
+from .modeling_flow_decoder import SOLVER_STEPS
 from .modeling_speech_lm import GeneratedCodes
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
+from .styles import RATE, Style, level_words, resolve_styles
 from .voices import Condition, Voice, VoiceMixin
 
 # What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
@@ -50,8 +52,9 @@ class SpeechGenerationMixin(VoiceMixin):
         prompt_text_ids: torch.LongTensor | None = None,
         tokens_per_symbol: torch.Tensor | float | None = None,
         speed: float = 1.0,
+        style: Style | Sequence[Style] | None = None,
         seed: int | None = None,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
@@ -64,6 +67,8 @@ class SpeechGenerationMixin(VoiceMixin):
         reference (features of one clip for all rows, or one a row), or an embedding; by default the first built-in
         voice. With prompt_text_ids (1, P), the transcript of the single reference clip, LM and decoder continue that
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
+        style: {"pitch": "high"} or "pitch=high" for instance, a level by name or number of what `config.styles`
+        lists, or one such style a row; "rate" works with every checkpoint whose text positions are "aligned".
         chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. sampling goes to
         `SpeechLM.generate_codes`.
 
@@ -77,6 +82,7 @@ class SpeechGenerationMixin(VoiceMixin):
             speed,
             seed,
             sampling,
+            style,
         )
         generated = self.lm.generate_codes(**request.lm_arguments)
         self._check_ended(generated)
@@ -93,8 +99,9 @@ class SpeechGenerationMixin(VoiceMixin):
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | float | None = None,
         speed: float = 1.0,
+        style: Style | Sequence[Style] | None = None,
         seed: int | None = None,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         chunking: ChunkingLike = None,
@@ -111,7 +118,7 @@ class SpeechGenerationMixin(VoiceMixin):
         if text_ids is not None and text_ids.shape[0] != 1:
             raise ValueError(f"One text is streamed at a time, got a batch of {text_ids.shape[0]}.")
         speaker = voice if speaker_embedding is None else speaker_embedding
-        request = self._request(text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling)
+        request = self._request(text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling, style)
         solver = {"num_steps": num_steps, "guidance": guidance, "temperature": decoder_temperature}
         return self._stream(request, self._chunk_decoder(request.condition, request.seeds, chunking, solver))
 
@@ -148,6 +155,7 @@ class SpeechGenerationMixin(VoiceMixin):
         speed: float,
         seed: int | None,
         sampling: dict[str, Any],
+        style: Style | Sequence[Style] | None = None,
     ) -> Request:
         if text_ids is None or text_ids.numel() == 0:
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
@@ -157,6 +165,12 @@ class SpeechGenerationMixin(VoiceMixin):
         batch = text_ids.shape[0]
         text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         condition = self._condition(voice, batch)
+        style_levels = None
+        if style:
+            style_levels, speeds = self.resolve_style(style, batch)
+            if speed != 1.0 and bool((speeds != 1.0).any()):
+                raise ValueError(f"speed and the style {RATE!r} set the same thing: give one of them.")
+            style_levels, speed = style_levels.to(self.device), speed * speeds.to(self.device)
         prompt_ids = None
         if condition.prompt is not None and condition.prompt.prompt_text_ids is not None:
             prompt_text_ids = condition.prompt.prompt_text_ids.to(text_ids).expand(batch, -1)
@@ -177,12 +191,31 @@ class SpeechGenerationMixin(VoiceMixin):
             "text_mask": text_mask,
             "speaker_embedding": condition.embedding,
             "tokens_per_symbol": rate / speed,
+            "style_levels": self.style_columns(style_levels, "lm"),
             "prompt_ids": prompt_ids,
             "generator": generator,
             **self.config.sampling,
             **given,
         }
-        return Request(lm_arguments, condition, seeds)
+        embedding = self.decoder.styled(condition.embedding, self.style_columns(style_levels, "decoder"))
+        return Request(lm_arguments, replace(condition, embedding=embedding), seeds)
+
+    def resolve_style(
+        self, style: Style | Sequence[Style], batch: int = 1
+    ) -> tuple[torch.LongTensor, torch.Tensor]:
+        """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).
+
+        Raises ValueError, naming what there is, for a style or level that the checkpoint does not have.
+        """
+        rate_is_set = self.lm.config.text_positions == "aligned"
+        return resolve_styles(style, self.config.styles, batch, rate_is_set)
+
+    def style_words(self) -> dict[str, tuple[str, ...]]:
+        """The styles that the model has learned, and the words for their levels; numbers where those are too many."""
+        return {
+            name: level_words(name, levels) or tuple(str(level) for level in range(1, levels + 1))
+            for name, levels in self.config.styles.items()
+        }
 
     @staticmethod
     def _check_ended(generated: GeneratedCodes) -> None:
@@ -204,7 +237,7 @@ class SpeechGenerationMixin(VoiceMixin):
         mask: torch.Tensor | None = None,
         voice: str | Path | Voice | torch.Tensor | Sequence[str] | None = None,
         seed: int = 0,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
@@ -229,7 +262,7 @@ class SpeechGenerationMixin(VoiceMixin):
         input_features: torch.Tensor,
         feature_mask: torch.Tensor,
         speaker_embedding: torch.Tensor,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
     ) -> torch.Tensor:
         """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
@@ -258,12 +291,13 @@ class SpeechGenerationMixin(VoiceMixin):
         text_mask: torch.Tensor,
         speaker_embedding: torch.Tensor,
         tokens_per_symbol: torch.Tensor,
+        style_levels: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         """What the decoder reads for codes (B, T, D): the codes or, if it was built so, the LM's states behind them."""
         if not self.decoder.config.hidden_condition_size:
             return codes
-        states = self.lm(text_ids, text_mask, codes, mask, None, speaker_embedding, tokens_per_symbol).hidden_states
-        return states[:, :-1]
+        condition = (speaker_embedding, tokens_per_symbol, style_levels)
+        return self.lm(text_ids, text_mask, codes, mask, None, *condition).hidden_states[:, :-1]
 
     def _check_reads_codes(self) -> None:
         if self.decoder.config.hidden_condition_size:
@@ -289,7 +323,7 @@ class SpeechGenerationMixin(VoiceMixin):
                 prompt_ids = arguments["prompt_ids"]
                 lm_codes = torch.cat([self.lm.quantizer.indices_to_codes(prompt_ids), codes], dim=1)
                 lm_mask = nn.functional.pad(mask, (prompt_ids.shape[1], 0), value=True)
-            names = ("text_ids", "text_mask", "speaker_embedding", "tokens_per_symbol")
+            names = ("text_ids", "text_mask", "speaker_embedding", "tokens_per_symbol", "style_levels")
             source = self.decoder_source(lm_codes, lm_mask, *(arguments[name] for name in names))
             source = source[:, source.shape[1] - length - ids.shape[1] :]
         else:

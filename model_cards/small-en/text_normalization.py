@@ -67,10 +67,25 @@ _ABBREVIATIONS = {
     "oct.": "october",
     "nov.": "november",
     "dec.": "december",
+    "apr.": "april",
+    "tues.": "tuesday",
+    "thurs.": "thursday",
+    "inc.": "incorporated",
+    "ltd.": "limited",
+    "corp.": "corporation",
+    "jr.": "junior",
+    "cf.": "compare",
+    "a.k.a.": "also known as",
 }
 _ABBREVIATION_PATTERN = re.compile(
     r"(?<![\w.])(" + "|".join(re.escape(short) for short in _ABBREVIATIONS) + r")(?!\w)", re.IGNORECASE
 )
+# Abbreviations that are words of their own elsewhere: only before a number.
+_BEFORE_NUMBERS = {
+    **{"fig": "figure", "figs": "figures", "vol": "volume", "ch": "chapter", "sec": "section", "eq": "equation"},
+    **{"p": "page", "pp": "pages", "est": "established", "mar": "march", "max": "maximum", "min": "minimum"},
+}
+_BEFORE_NUMBER_PATTERN = re.compile(rf"(?<![\w.])({'|'.join(_BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
 _UNITS = {
     "km/h": "kilometers per hour",
     "m/s": "meters per second",
@@ -94,9 +109,33 @@ _UNITS = {
     "gb": "gigabytes",
     "tb": "terabytes",
     "kw": "kilowatts",
+    "kwh": "kilowatt hours",
+    "mw": "megawatts",
+    "mah": "milliamp hours",
     "ms": "milliseconds",
+    "secs": "seconds",
+    "sec": "seconds",
+    "mins": "minutes",
+    "min": "minutes",
+    "hrs": "hours",
+    "hr": "hours",
+    "mi": "miles",
+    "yd": "yards",
+    "kcal": "kilocalories",
+    "db": "decibels",
+    "rpm": "revolutions per minute",
+    "mbps": "megabits per second",
+    "gbps": "gigabits per second",
+    "kbps": "kilobits per second",
 }
-_UNIT_PATTERN = re.compile(r"(\d)\s?(" + "|".join(re.escape(unit) for unit in _UNITS) + r")\b(?!')", re.IGNORECASE)
+# Single letters are units in one case only: 5 g is a weight, 5G is not.
+_LETTER_UNITS = {"m": "meters", "g": "grams", "L": "liters"}
+_AMOUNT = r"(?<!\d)(?<!\d[.,])(\d[\d,]*(?:\.\d+)?)\s?"
+_UNIT_PATTERN = re.compile(
+    rf"{_AMOUNT}({'|'.join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))})\b(?!')", re.IGNORECASE
+)
+_LETTER_UNIT_PATTERN = re.compile(rf"(?<![A-Za-z$€£¥₹]){_AMOUNT}([mgL])\b(?!['/.&-]\w)")
+_POWERS = {"²": "square", "³": "cubic"}
 _SCALES = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
 _CURRENCIES = {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}
 _MONEY_PATTERN = re.compile(
@@ -126,6 +165,7 @@ def normalize_english(text: str, lexicon: Container[str]) -> tuple[str, list[str
     text = _break_paragraphs(unicodedata.normalize("NFC", text))
     # "AT&T": short capitals before the sign are letters, never words.
     text = re.sub(r"\b([A-Z]{1,3})&(?=[A-Z]\b)", lambda match: f"{_spell(match[1])} and ", text)
+    text = re.sub(r"(?<=\d)\s?([kcm]?m)([²³])", _area_or_volume, text)
     text, dropped = _keep_speakable(text)
     if not any(character.isalnum() for character in text):
         return "", dropped
@@ -174,7 +214,8 @@ def _write_out(text: str) -> str:
     """Abbreviations, money in millions, units, degrees, fractions, long numbers."""
 
     def expand(match: re.Match) -> str:
-        words = _ABBREVIATIONS[match.group(1).lower()]
+        short = match.group(1).lower()
+        words = _ABBREVIATIONS.get(short) or _BEFORE_NUMBERS[short]
         return words[0].upper() + words[1:] if match.group(1)[0].isupper() else words
 
     def money(match: re.Match) -> str:
@@ -184,6 +225,8 @@ def _write_out(text: str) -> str:
     # At the end of a sentence the full stop counts twice.
     text = re.sub(r"\betc\.(?=\s+[A-Z]|\s*$)", "et cetera.", text)
     text = _ABBREVIATION_PATTERN.sub(expand, text)
+    text = _BEFORE_NUMBER_PATTERN.sub(lambda match: f"{expand(match)} ", text)
+    text = re.sub(r"\bMt\.\s(?=[A-Z])", "Mount ", text)
     text = re.sub(r"\bwww\b", "WWW", text)
     text = re.sub(r"\b(\d*?)(\d0)'?s\b", _decade, text)
     text = re.sub(r"\b[Nn]o\.\s?(?=\d)", "number ", text)
@@ -194,7 +237,8 @@ def _write_out(text: str) -> str:
     text = re.sub(r"(\d)\s?°\s?C\b", r"\1 degrees Celsius", text)
     text = re.sub(r"(\d)\s?°\s?F\b", r"\1 degrees Fahrenheit", text)
     text = text.replace("°", " degrees ")
-    text = _UNIT_PATTERN.sub(lambda match: f"{match.group(1)} {_UNITS[match.group(2).lower()]}", text)
+    text = _UNIT_PATTERN.sub(lambda match: _quantity(match[1], _UNITS[match[2].lower()]), text)
+    text = _LETTER_UNIT_PATTERN.sub(lambda match: _quantity(match[1], _LETTER_UNITS[match[2]]), text)
     text = re.sub(r"(\d)\s?%", r"\1 percent", text).replace("%", " percent ")
     text = re.sub(r"#\s?(?=\d)", "number ", text).replace("#", " ")
     text = re.sub(r"(?<![\w.,/])(\d+)\s+(?=\d/\d\b(?!/))", r"\1 and ", text)
@@ -207,6 +251,17 @@ def _write_out(text: str) -> str:
 def _spell(letters: str) -> str:
     """Full stops mark letters as such; without them gruut takes an A for the article."""
     return "".join(f"{letter}." for letter in letters)
+
+
+def _quantity(amount: str, unit: str) -> str:
+    """An amount with the plural of its unit, or the singular: "1 kilometer per hour"."""
+    if amount == "1":
+        unit = "foot" if unit == "feet" else re.sub(r"s\b", "", unit, count=1)
+    return f"{amount} {unit}"
+
+
+def _area_or_volume(match: re.Match) -> str:
+    return f" {_POWERS[match[2]]} {(_UNITS | _LETTER_UNITS)[match[1]]}"
 
 
 def _fraction(match: re.Match) -> str:

@@ -5,7 +5,7 @@ The file travels with checkpoints, so it imports nothing of this package but its
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .long_text import PAUSE_SECONDS, named_part, split_pieces, split_text
 from .voice_tools import VoiceTools
+from .watermark import Watermark, choose_watermark, load_watermark
 
 TASK = "text-to-speech"
 SILENCE_PEAK = 1e-4
@@ -34,7 +35,8 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     soundfile.write("hello.wav", speech["audio"], speech["sampling_rate"])
     ```
 
-    A text gives {"audio": float32 array (samples,), "sampling_rate": Hz}; a list gives a list, `batch_size` at a time.
+    A text gives {"audio": float32 array (samples,), "sampling_rate": Hz, "watermarked": whether the audio carries an
+    inaudible mark, see below}; a list gives a list, `batch_size` at a time.
     These settings may be given to the constructor and to each call:
 
     voice: a built-in voice by name (by default the first one), a saved one by the path of its .safetensors file, or
@@ -44,12 +46,20 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     reference_text (`str`): what the recording says; given, the speech continues the recording, which copies the manner
         of speaking too. transcribe (`bool`): let the model find it out. See `clone`.
     speed (`float`): 0.25 to 4; 2 speaks twice as fast.
+    style: the manner of speaking, where the model has learned it: {"pitch": "high", "effort": 2} or "pitch=high,
+        effort=2", relative to what is usual for the voice. "rate" ("slow", "fast") is a coarser speed. An unknown style
+        or level is refused with those that there are.
     seed (`int`): makes a call repeatable (for the same texts and batch_size).
     num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder.
     temperature, top_k, top_p: sampling of the speech tokens; temperature 0 is greedy.
+    text_guidance (`float`): above 1 the speech tokens keep closer to the text; 1 is off.
+    watermark (`bool`): True marks all speech inaudibly, False none. By default speech in the voice of a recording is
+        marked, and what `convert` and `detokenize` make; where the package `resemble-perth` is missing it is not, and a
+        warning says so, once.
 
-    Raises TypeError for unknown settings, ValueError for texts, recordings and settings that cannot be used, and
-    RuntimeError where speech fails: no end, silence, values that are not finite.
+    Raises TypeError for unknown settings, ValueError for texts, recordings and settings that cannot be used,
+    ImportError for watermark=True where the package is missing, and RuntimeError where speech fails: no end, silence,
+    values that are not finite.
     """
 
     _load_processor = True
@@ -97,14 +107,16 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         progress(number, count, part): called before each part; count is None for a text that comes in pieces.
         settings: as in a call.
 
-        Yields {"audio": float32 (samples,), "sampling_rate": Hz, "text": the part that is being spoken, "ids": the
-        chunk's speech tokens (T,), "mel": (frames, n_mels)}; pauses have no ids and no mel.
+        Yields {"audio": float32 (samples,), "sampling_rate": Hz, "watermarked": as in a call, "text": the part that is
+        being spoken, "ids": the chunk's speech tokens (T,), "mel": (frames, n_mels), both as before the watermark};
+        pauses have no ids and no mel. A watermark waits for no later chunk; see `WatermarkStream`.
 
         Raises at once for settings that cannot be used and, where the text is one string, for an unspeakable one. The
         iterator raises what a call raises, after the chunks that were good.
         """
         _, settings, _ = self._sanitize_parameters(**settings)
         settings = {**self._forward_params, **settings}
+        mark = self.find_watermark(settings.get("voice"), settings.pop("watermark", None))
         count = None
         if isinstance(text, str):
             # A text with nothing to speak goes to the frontend as it is, whose message says what is wrong.
@@ -113,7 +125,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             self.preprocess(parts[0])
         else:
             parts = split_pieces(text)
-        return self._stream_parts(parts, count, chunking, pause_seconds, progress, settings)
+        return self._stream_parts(parts, count, chunking, pause_seconds, progress, settings, mark)
 
     def _stream_parts(
         self,
@@ -123,6 +135,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         pause_seconds: float,
         progress: Callable[[int, int | None, str], None] | None,
         settings: dict[str, Any],
+        mark: Watermark | None,
     ) -> Iterator[dict[str, Any]]:
         rate = self.model.config.sampling_rate
         number = 0
@@ -130,13 +143,18 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             if progress is not None:
                 progress(number, count, part)
             if number > 1 and pause_seconds > 0:
-                yield {"audio": np.zeros(round(pause_seconds * rate), np.float32), "sampling_rate": rate, "text": part}
+                pause = np.zeros(round(pause_seconds * rate), np.float32)
+                yield {"audio": pause, "sampling_rate": rate, "watermarked": mark is not None, "text": part}
             with named_part(part, number, count):
-                yield from self._stream_part(part, chunking, settings)
+                yield from self._stream_part(part, chunking, settings, mark)
         if number == 0:
             raise ValueError("There was nothing to speak in the text.")
 
-    def _stream_part(self, part: str, chunking: Any, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _stream_part(
+        self, part: str, chunking: Any, settings: dict[str, Any], mark: Watermark | None
+    ) -> Iterator[dict[str, Any]]:
+        rate = self.model.config.sampling_rate
+        stream = None if mark is None else mark.stream(rate)
         inputs = self._ensure_tensor_on_device(self.preprocess(part), device=self.device)
         peak = 0.0
         # Closed when the reader leaves: the LM stops then, and does not wait for the garbage collector.
@@ -145,8 +163,9 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
                 audio = checked_audio(chunk["audio"][0])
                 peak = max(peak, float(np.abs(audio).max()))
                 yield {
-                    "audio": audio,
-                    "sampling_rate": self.model.config.sampling_rate,
+                    "audio": audio if stream is None else stream.push(audio),
+                    "sampling_rate": rate,
+                    "watermarked": stream is not None,
                     "text": part,
                     "ids": chunk["ids"][0].cpu().numpy(),
                     "mel": chunk["mel"][0].float().cpu().numpy(),
@@ -161,12 +180,15 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         reference_text: str | None = None,
         transcribe: bool = False,
         speed: float | None = None,
+        style: Mapping[str, str | int] | str | None = None,
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        text_guidance: float | None = None,
+        watermark: bool | None = None,
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         numbers = {
@@ -176,10 +198,11 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             "temperature": (temperature, 0.0, 100.0),
             "top_k": (top_k, 1, math.inf),
             "top_p": (top_p, 1e-6, 1.0),
+            "text_guidance": (text_guidance, 0.0, 100.0),
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")
-            names = ["voice", *reference, "seed", *numbers, "batch_size"]
+            names = ["voice", *reference, "style", "seed", *numbers, "watermark", "batch_size"]
             raise TypeError(f"Unknown settings {sorted(unknown)}; this pipeline knows {', '.join(names)}.")
         settings: dict[str, Any] = {} if seed is None else {"seed": int(seed)}
         for name, (value, low, high) in numbers.items():
@@ -188,6 +211,15 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             if not low <= value <= high:
                 raise ValueError(f"{name} must lie between {low} and {high}, got {value}.")
             settings[name] = value
+        if style:
+            self.model.resolve_style(style)  # refuses what the model does not have before anything is spoken
+            settings["style"] = style
+        if watermark is not None:
+            if not isinstance(watermark, bool):
+                raise ValueError(f"watermark is True, False or None, got {watermark!r}.")
+            settings["watermark"] = watermark
+            # A mark that is asked for and cannot be had is refused before anything is spoken.
+            choose_watermark(watermark, is_cloned=False)
         if voice is not None:
             if reference_audio is not None:
                 raise ValueError("Give either a voice or reference_audio, not both.")
@@ -214,16 +246,34 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     def preprocess(self, inputs: str) -> dict[str, torch.Tensor]:
         return dict(self.processor(text=inputs))
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], **settings: Any) -> dict[str, torch.Tensor]:
+    def find_watermark(self, voice: Any, wanted: bool | None = None, is_recorded: bool = False) -> Watermark | None:
+        """The mark that speech in a voice will carry, None for none. is_recorded: the speech follows a recording.
+
+        wanted: the setting `watermark`, by default the constructor's. Warns and raises as that setting says.
+        """
+        wanted = self._forward_params.get("watermark") if wanted is None else wanted
+        # A built-in voice is a name; whatever else is a voice was made of a clip.
+        return choose_watermark(wanted, is_cloned=is_recorded or hasattr(voice, "embedding"))
+
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], watermark: bool | None = None, **settings: Any
+    ) -> dict[str, torch.Tensor]:
         settings = self._ensure_tensor_on_device(settings, device=self.device)
+        mark = self.find_watermark(settings.get("voice"), watermark)
         output = self.model.generate(**model_inputs, **settings)
-        return {name: output[name] for name in ("audio", "audio_lengths")}
+        # One entry an utterance, as batches are taken apart.
+        watermarked = torch.full_like(output["audio_lengths"], mark is not None, dtype=torch.bool)
+        return {**{name: output[name] for name in ("audio", "audio_lengths")}, "watermarked": watermarked}
 
     def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> dict[str, Any]:
         length = int(model_outputs["audio_lengths"].reshape(-1)[0])
         audio = checked_audio(model_outputs["audio"].reshape(-1)[:length])
         check_audible(float(np.abs(audio).max(initial=0.0)))
-        return {"audio": audio, "sampling_rate": self.model.config.sampling_rate}
+        rate = self.model.config.sampling_rate
+        watermarked = bool(model_outputs["watermarked"].any())
+        if watermarked:
+            audio = load_watermark().apply(audio, rate)
+        return {"audio": audio, "sampling_rate": rate, "watermarked": watermarked}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves model, processor and this file; `pipeline("text-to-speech", model=save_directory,

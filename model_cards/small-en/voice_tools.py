@@ -79,14 +79,18 @@ class VoiceTools:
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
+        watermark: bool | None = None,
     ) -> dict[str, Any]:
-        """A recording in another voice, its words and timing kept: {"audio": float32 (samples,), "sampling_rate": Hz}.
+        """A recording in another voice, its words and timing kept: what a call gives.
 
-        voice: by default the first built-in one. seed (default 0), num_steps, guidance: as in a call.
+        voice: by default the first built-in one. seed (default 0), num_steps, guidance: as in a call. watermark: by
+        default the speech is marked, whatever the voice, since it passes for what somebody has said.
         """
         samples, sampling_rate = as_samples(audio, sampling_rate)
         ids = self._encode(self._features(samples, sampling_rate))
-        return self._speak_ids(ids, voice=voice, seed=seed, num_steps=num_steps, guidance=guidance)
+        return self._speak_ids(
+            ids, voice=voice, seed=seed, num_steps=num_steps, guidance=guidance, watermark=watermark
+        )
 
     def tokenize(self, audio: Any, sampling_rate: int | None = None) -> SpeechTokens:
         """A recording as speech tokens, which `SpeechTokens.save` keeps in a file."""
@@ -106,8 +110,9 @@ class VoiceTools:
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
+        watermark: bool | None = None,
     ) -> dict[str, Any]:
-        """Speech tokens in a voice: {"audio": float32 (samples,), "sampling_rate": Hz}.
+        """Speech tokens in a voice: what a call gives.
 
         tokens: what `tokenize` returned, the path of a file of them, or ids (T,). The rest as in `convert`.
 
@@ -119,7 +124,9 @@ class VoiceTools:
             tokens = SpeechTokens(tokens.cpu().numpy() if isinstance(tokens, torch.Tensor) else tokens)
         self._check_tokens(tokens)
         ids = torch.from_numpy(tokens.ids)[None].to(self.device)
-        return self._speak_ids(ids, voice=voice, seed=seed, num_steps=num_steps, guidance=guidance)
+        return self._speak_ids(
+            ids, voice=voice, seed=seed, num_steps=num_steps, guidance=guidance, watermark=watermark
+        )
 
     def _features(self, samples: Any, sampling_rate: int | None) -> torch.Tensor:
         features = self.processor(audio=samples, sampling_rate=sampling_rate)["reference_features"]
@@ -179,8 +186,10 @@ class VoiceTools:
     def _speak_ids(self, ids: torch.Tensor, **settings: Any) -> dict[str, Any]:
         _, settings, _ = self._sanitize_parameters(**settings)
         names = ("voice", "seed", "num_steps", "guidance")
-        defaults = {name: value for name, value in self._forward_params.items() if name in names}
+        settings = {name: value for name, value in self._forward_params.items() if name in names} | settings
+        mark = self.find_watermark(settings.get("voice"), settings.pop("watermark", None), is_recorded=True)
         # As long as recordings may be, speech is decoded at once; longer in chunks, in memory that does not grow.
         longest = self.processor.feature_extractor.max_seconds * self.model.config.encoder_config.token_rate
         chunking = {} if ids.shape[1] > longest else None
-        return self.postprocess(self.model.decode(ids, chunking=chunking, **{**defaults, **settings}))
+        output = self.model.decode(ids, chunking=chunking, **settings)
+        return self.postprocess({**output, "watermarked": torch.tensor([mark is not None])})

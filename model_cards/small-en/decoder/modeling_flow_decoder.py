@@ -13,8 +13,11 @@ from .auto_classes import register
 from .configuration_e2e_tts import FlowDecoderConfig
 from .diffusion_transformer import DiTBlock, MaskedConvBlock, TimeEmbedding, rotary_tables
 from .randomness import seeded_noise, seeded_uniform
+from .style_embeddings import StyleEmbeddings, StyleMixin
 
 TIME, NOISE, PROMPT, DROP = range(1, 5)  # salts of the random streams of one utterance
+# With the small checkpoint six steps end 0.10 from the exact log-mel (root mean square), ten of Euler's method 0.15.
+SOLVER_STEPS = 6
 
 
 @dataclass
@@ -28,7 +31,7 @@ class FlowDecoderOutput(ModelOutput):
     loss_prior: torch.Tensor | None = None
 
 
-class FlowDecoderModel(PreTrainedModel):
+class FlowDecoderModel(StyleMixin, PreTrainedModel):
     """Codes (B, T, D), hard or soft -> mel (B, T * frames_per_token, n_mels)."""
 
     config_class = FlowDecoderConfig
@@ -43,6 +46,7 @@ class FlowDecoderModel(PreTrainedModel):
         source_size = config.hidden_condition_size or len(config.levels)
         self.from_code = nn.Sequential(nn.Linear(source_size, size), nn.GELU(), nn.Linear(size, size))
         self.speaker_projection = nn.Linear(config.speaker_dim, size) if config.speaker_dim else None
+        self.style_embeddings = StyleEmbeddings(config.styles, config.speaker_dim)
         self.token_blocks = nn.ModuleList(
             MaskedConvBlock(size, config.conv_kernel_size) for _ in range(config.condition_layers)
         )
@@ -73,12 +77,19 @@ class FlowDecoderModel(PreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif module is self:
+            self.style_embeddings.reset()
             init.zeros_(self.final_modulation.weight)
             init.zeros_(self.project_out.weight)
             init.normal_(self.frame_offset, mean=0.0, std=0.5)
 
     def normalise(self, mel: torch.Tensor) -> torch.Tensor:
         return (mel - self.config.mel_mean) / self.config.mel_std
+
+    def styled(self, speaker_embedding: torch.Tensor, style_levels: torch.LongTensor | None) -> torch.Tensor:
+        """A voice (B, speaker_dim) in a style, levels (B, S) of `config.styles`; None leaves it as it is."""
+        if style_levels is None or not self.style_embeddings:
+            return speaker_embedding
+        return speaker_embedding + self.style_embeddings(style_levels).to(speaker_embedding.dtype)
 
     def condition(
         self, codes: torch.Tensor, mask: torch.Tensor, speaker_embedding: torch.Tensor | None = None
@@ -191,18 +202,20 @@ class FlowDecoderModel(PreTrainedModel):
         speaker_embedding: torch.Tensor | None = None,
         prompt_mel: torch.Tensor | None = None,
         seeds: torch.LongTensor | None = None,
-        num_steps: int = 10,
+        num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
         temperature: float = 1.0,
-        schedule: str = "cosine",
+        schedule: str = "linear",
         first_frame: int = 0,
     ) -> torch.Tensor:
-        """Euler integration from noise to natural-log mel (B, T * frames_per_token, n_mels).
+        """Integration from noise to natural-log mel (B, T * frames_per_token, n_mels), second order in num_steps.
+
+        The two-step Adams-Bashforth method: a step also uses the velocity of the step before, which costs nothing.
 
         prompt_mel (B, P, n_mels): the true mel of the first P frames, which `codes` must cover; they come back as they
-        are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "cosine" takes smaller steps near the noise,
-        "linear" equal ones. first_frame: where in its utterance frame 0 stands, which keys the noise: a part decoded by
-        itself starts from the noise that it has in the whole.
+        are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "linear" takes equal steps, "cosine"
+        smaller ones near the noise. first_frame: where in its utterance frame 0 stands, which keys the noise: a part
+        decoded by itself starts from the noise that it has in the whole.
         """
         if num_steps < 1:
             raise ValueError(f"The solver needs at least one step, got num_steps={num_steps}.")
@@ -232,6 +245,7 @@ class FlowDecoderModel(PreTrainedModel):
             grid = 1 - torch.cos(0.5 * math.pi * grid)
         elif schedule != "linear":
             raise ValueError(f"Unknown time schedule {schedule!r}; use 'cosine' or 'linear'.")
+        before: tuple[float, torch.Tensor] | None = None
         for start, end in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
             points = torch.cat([x, x]) if guidance else x
             time = points.new_full((points.shape[0],), start)
@@ -239,7 +253,12 @@ class FlowDecoderModel(PreTrainedModel):
             if guidance:
                 conditional, unconditional = velocity.chunk(2)
                 velocity = conditional + guidance * (conditional - unconditional)
-            x = x + (end - start) * velocity
+            step, slope = end - start, velocity
+            if before is not None:
+                # The line through both velocities, in the middle of the step; the first step is Euler's.
+                slope = velocity + step / (2 * before[0]) * (velocity - before[1])
+            x = x + step * slope
+            before = step, velocity
         mel = x * self.config.mel_std + self.config.mel_mean
         if prompt_mel is not None:
             mel = torch.cat([prompt_mel.to(mel), mel[:, prompt_mel.shape[1] :]], dim=1)

@@ -1,5 +1,6 @@
 """Configurations of the modules that are trained end to end. The vocoder's is in configuration_vocoder.py."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from transformers import PreTrainedConfig, Qwen3Config
@@ -7,6 +8,7 @@ from transformers.models.parakeet import ParakeetEncoderConfig
 
 from .audio_features import MelSpec
 from .configuration_vocoder import VocoderConfig
+from .styles import RATE, ordered_styles
 
 # The LM's own output vocabulary is [codes | control tokens]: a code keeps its FSQ index, controls follow.
 NUM_CONTROL_TOKENS = 4
@@ -113,6 +115,8 @@ class SpeechLMConfig(PreTrainedConfig):
     speaker_dim (`int`): width of the speaker embedding put at the speaker slot; 0 leaves the slot empty.
     text_positions (`str`): "sequential" counts on through text and speech. "aligned" spreads the text over the time
         axis of the speech at a given number of tokens per symbol, which gives a small model the diagonal for free.
+    styles (`dict`): style control, name -> number of levels, or the names of its classes: {"pitch": 5, "emotion":
+        ["happy", "sad"]}. Kept in the order of their names. See `styles.py`.
     """
 
     model_type = "e2e_tts_speech_lm"
@@ -125,12 +129,22 @@ class SpeechLMConfig(PreTrainedConfig):
     speaker_dim: int = 0
     text_positions: Literal["sequential", "aligned"] = "sequential"
     token_rate: float = 25.0
+    styles: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         if self.levels is None:
             self.levels = [3] * 8
+        self.set_styles(self.styles or {})
         super().__post_init__(**kwargs)
+
+    def set_styles(self, styles: Mapping[str, int | list[str]]) -> None:
+        """Raises ValueError for styles that no model, or none with these text positions, can have."""
+        if RATE in styles and self.text_positions == "aligned":
+            raise ValueError(
+                f'text_positions="aligned" sets the speaking rate (tokens_per_symbol): take {RATE!r} out of styles.'
+            )
+        self.styles = ordered_styles(styles)
 
     @property
     def num_codes(self) -> int:
@@ -152,6 +166,7 @@ class FlowDecoderConfig(PreTrainedConfig):
     mel_mean, mel_std (`float`): normalisation of the log-mel target.
     condition_layers (`int`): convolution blocks on the codes at token rate, before upsampling.
     use_prior (`bool`): also regress the mel from the codes; the estimate is a further input of the transformer.
+    styles (`dict`): style control as the LM's; what of a style the codes do not carry, pitch say, is the decoder's.
     hidden_condition_size (`int`): width of LM hidden states to condition on instead of codes (ablation); 0 is off.
     """
 
@@ -177,12 +192,22 @@ class FlowDecoderConfig(PreTrainedConfig):
     prompt_probability: float = 0.5
     max_prompt_fraction: float = 0.5
     time_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    styles: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()
         if self.levels is None:
             self.levels = [3] * 8
+        self.set_styles(self.styles or {})
         super().__post_init__(**kwargs)
+
+    def set_styles(self, styles: Mapping[str, int | list[str]]) -> None:
+        """Raises ValueError for styles that no decoder can have."""
+        if RATE in styles:
+            raise ValueError(f"The decoder keeps to the time of the codes: take {RATE!r} out of its styles.")
+        if styles and not self.speaker_dim:
+            raise ValueError("Styles come with the voice: a decoder with speaker_dim 0 has none.")
+        self.styles = ordered_styles(styles)
 
 
 class SpeakerEncoderConfig(PreTrainedConfig):
@@ -262,6 +287,11 @@ class E2ETTSConfig(PreTrainedConfig):
     def sampling_rate(self) -> int:
         return MelSpec.from_dict(self.decoder_config.mel).sampling_rate
 
+    @property
+    def styles(self) -> dict[str, int | list[str]]:
+        """The styles of LM and decoder together: the columns of `style_levels`."""
+        return ordered_styles({**self.lm_config.styles, **self.decoder_config.styles})
+
     def check_composition(self) -> None:
         """Raises ValueError, naming both values, for modules that cannot exchange codes, mels or embeddings."""
         encoder, decoder = self.encoder_config, self.decoder_config
@@ -278,6 +308,12 @@ class E2ETTSConfig(PreTrainedConfig):
             raise ValueError(
                 f"The tokenizer's and the speaker encoder's mel differ ({difference}); both hear the reference clip."
             )
+        for name in self.lm_config.styles.keys() & decoder.styles.keys():
+            if self.lm_config.styles[name] != decoder.styles[name]:
+                raise ValueError(
+                    f"Levels of the style {name!r} differ: lm_config has {self.lm_config.styles[name]}, decoder_config "
+                    f"has {decoder.styles[name]}."
+                )
         rate = decoder_mel.frames_per_second / decoder.frames_per_token
         if abs(rate - encoder.token_rate) > 1e-6:
             raise ValueError(
