@@ -133,7 +133,7 @@ def sentences_of_pattern(pattern: str, count: int, rng: random.Random) -> list[s
 
     Raises ValueError for braces that do not close, do not open or hold nothing.
     """
-    parts = re.split(r"\{([^{}]*)\}", pattern)
+    parts = re.split(r"\{([^{}]*)\}", " ".join(pattern.split()))
     if any(brace in part for part in parts for brace in "{}"):
         raise ValueError(f"The braces of the pattern {pattern!r} do not match; write {{a,b}} for one of a and b.")
     choices = [[word.strip() for word in part.split(",")] if index % 2 else [part] for index, part in enumerate(parts)]

@@ -145,7 +145,7 @@ def test_teacher_text_keeps_plain_new_sentences_only(tmp_path, capsys):
 
 
 def test_patterns_give_different_sentences_of_a_closed_vocabulary(tmp_path, capsys):
-    pattern = "The {red,old} {cat,dog,bird} {sleeps,runs}."
+    pattern = "The   {red,old} {cat,dog,bird} {sleeps,runs}."
     arguments = ["--pattern", pattern, "--output", str(tmp_path / "all.txt")]
     teacher_text.main(arguments)
     sentences = (tmp_path / "all.txt").read_text().splitlines()
