@@ -1,11 +1,28 @@
 """A tiny random composite for tests: every module, a few thousand weights, speech that begins, ends and is audible."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    # Before torch is imported: processes side by side that each take all cores slow one another many times over.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 
 from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, TextToSpeechProcessor
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup a file's tests stay in one process, which makes its fixtures once; so do all of the Space,
+    whose servers look for free ports."""
+    for item in items:
+        file = item.path.relative_to(TESTS)
+        item.add_marker(pytest.mark.xdist_group(file.parts[0] if file.parts[0] == "space" else str(file)))
 
 
 def build_tiny_config(**changes: dict) -> E2ETTSConfig:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 
+from .feature_masks import FeatureMasks
 from .vocoder_data import CropSettings
 from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 
@@ -129,12 +130,13 @@ class Recipe:
     the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights.
     learning_rates and max_grad_norms: by module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps
     over which it grows from 0 to its weight. text_dropout: share of the utterances whose text the LM does not see, so
-    that text guidance works. styles: style control that LM and decoder get where they learn, name -> number of levels
-    or names of classes (see `SpeechLMConfig`), beside what they have. style_dropout: share of the utterances without
-    any style, and of the others without each one, so that speech without a style stays as good. kl: weight of the
-    divergence from the starting LM. ema: by module, the decay of an average of its weights that is evaluated and saved
-    in their place. voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*"
-    for all of them. arguments: fields of transformers' TrainingArguments.
+    that text guidance works. feature_masks: what the tokenizer does not hear in training. styles: style control that
+    LM and decoder get where they learn, name -> number of levels or names of classes (see `SpeechLMConfig`), beside
+    what they have. style_dropout: share of the utterances without any style, and of the others without each one, so
+    that speech without a style stays as good. kl: weight of the divergence from the starting LM. ema: by module, the
+    decay of an average of its weights that is evaluated and saved in their place. voices: built-in voices that the
+    result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of them. arguments: fields of
+    transformers' TrainingArguments.
     """
 
     trainer: str = "joint"
@@ -151,6 +153,7 @@ class Recipe:
     ramp_steps: dict[str, int] = field(default_factory=dict)
     rate_jitter: float = 0.0
     text_dropout: float = 0.0
+    feature_masks: FeatureMasks = field(default_factory=FeatureMasks)
     styles: dict[str, int | list[str]] = field(default_factory=dict)
     style_dropout: float = 0.2
     learning_rates: dict[str, float] = field(default_factory=dict)

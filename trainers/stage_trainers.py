@@ -24,7 +24,7 @@ from .safety import divergence, save_bad_batch
 from .sharding import gathered, prepare_sharding
 from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
-OTHER_CLIP, RATE, NO_TEXT, NO_STYLE = 21, 22, 23, 24  # salts of the trainer's own draws
+OTHER_CLIP, RATE, NO_TEXT, NO_STYLE, MASKS = 21, 22, 23, 24, 25  # salts of the trainer's own draws
 
 
 def loss_key(name: str) -> str:
@@ -128,7 +128,7 @@ class SpeechTrainer(Trainer):
         return values % (2**31 - 1)
 
     def draw_inputs(self, inputs: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        """Adds seeds and the voice, of another clip of the speaker if any; jitters rates, hides texts and styles."""
+        """Adds seeds and the voice, of another clip of the speaker if any; jitters rates, hides text, sound, styles."""
         inputs = dict(inputs)
         utterances = inputs.pop("utterance").cpu()
         inputs["seeds"] = self.seeds(utterances, step)
@@ -148,6 +148,11 @@ class SpeechTrainer(Trainer):
             draws = [np.random.default_rng((seed, NO_TEXT)).random() for seed in inputs["seeds"].tolist()]
             seen = torch.tensor(draws) >= self.recipe.text_dropout
             inputs["text_mask"] = inputs["text_mask"].bool() & seen[:, None].to(inputs["text_mask"].device)
+        if self.recipe.feature_masks:
+            heard = inputs["input_features"]
+            sources = [np.random.default_rng((seed, MASKS)) for seed in inputs["seeds"].tolist()]
+            inputs["mel"] = inputs.get("mel", heard)
+            inputs["input_features"] = self.recipe.feature_masks.apply(heard, inputs["feature_mask"], sources)
         if "style_levels" in inputs:
             levels = inputs["style_levels"]
             sources = [np.random.default_rng((seed, NO_STYLE)) for seed in inputs["seeds"].tolist()]

@@ -246,12 +246,13 @@ def run_study(
     Raises what `read_speakers`, `load_speaker_judge`, `ResultsFolder` and the pipeline raise.
     """
     people = read_speakers(clips, split, speakers, sentences)
+    version = None if load_speaker else model_version(model)  # before a judge is loaded: a wrong folder is told at once
     judge = load_speaker_judge(judge) if isinstance(judge, str) else judge
     utterances = [item for items in people.values() for item in items]
     synthesis = SynthesisSettings(batch_size=1, seed=seed, sampling=sampling or {})
     settings = {
         "model": model,
-        "model_version": None if load_speaker else model_version(model),
+        "model_version": version,
         "test_set": fingerprint_utterances(utterances),
         "judge": {"name": judge.name, "version": judge.version},
         "seed": seed,

@@ -141,6 +141,31 @@ def test_text_dropout_hides_whole_texts_from_the_lm(folders, tmp_path):
         stage_recipe("joint", folders, text_dropout=1.5)
 
 
+def test_feature_masks_hide_sound_from_the_tokenizer_alone(folders, tmp_path):
+    masks = {"times": 2, "time_frames": 8, "bands": 1, "band_bins": 6}
+    trainer = trainer_of("joint", folders, str(tmp_path), feature_masks=masks)
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in (0, 5, 7)])
+    features, valid = inputs["input_features"].clone(), inputs["feature_mask"].bool()
+    drawn = trainer.draw_inputs(inputs, 3)
+    assert torch.equal(drawn["mel"], features) and torch.equal(inputs["input_features"], features)
+    hidden = drawn["input_features"] != features
+    assert not hidden[~valid].any()
+    for row, mask, original in zip(drawn["input_features"], valid, features, strict=True):
+        changed = (row != original)[mask]
+        stretches, bands = changed.all(dim=1), changed.all(dim=0)
+        assert stretches.sum() <= min(16, 0.2 * mask.sum()) and bands.sum() <= 6
+        # Nothing else is touched, and what is hidden sounds like the mean.
+        assert torch.equal(changed, stretches[:, None] | bands)
+        torch.testing.assert_close(row[mask][changed], original[mask].mean().expand(int(changed.sum())))
+    # An utterance has the same masks alone as in a batch; another step has others.
+    alone = trainer.draw_inputs(trainer.data_collator([trainer.train_dataset[5]]), 3)["input_features"][0]
+    torch.testing.assert_close(drawn["input_features"][1][valid[1]], alone)
+    assert not torch.equal(trainer.draw_inputs(inputs, 4)["input_features"], drawn["input_features"])
+    assert "mel" not in trainer_of("joint", folders, str(tmp_path)).draw_inputs(inputs, 3)
+    with pytest.raises(ValueError, match="time_share"):
+        stage_recipe("joint", folders, feature_masks={"time_share": 1.0})
+
+
 def test_draws_are_keyed_by_run_step_and_utterance(folders, tmp_path):
     trainer = trainer_of("joint", folders, str(tmp_path))
     utterances = torch.arange(50)
