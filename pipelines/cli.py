@@ -93,7 +93,7 @@ class ModuleCommand:
 
 
 MODULE_COMMANDS = {
-    "prepare": ModuleCommand("e2e_tts.trainers.prepare", "turn speech corpora into a data set for training"),
+    "prepare": ModuleCommand("e2e_tts.trainers.data.prepare", "turn speech corpora into a data set for training"),
     "doctor": ModuleCommand("e2e_tts.trainers.doctor", "examine a recipe before its run"),
     "train": ModuleCommand("e2e_tts.trainers.train", "train a stage, or the vocoder, from a recipe"),
     "evaluate": ModuleCommand(

@@ -14,9 +14,9 @@ from datasets import load_from_disk
 from transformers import AutoModel, AutoProcessor
 
 from e2e_tts.modeling import E2ETTSModel, TextToSpeechFeatureExtractor, TextToSpeechProcessor
-from e2e_tts.trainers import text_tokens
 from e2e_tts.trainers.built_in_voices import mean_voice
-from e2e_tts.trainers.text_tokens import PHONEMES, TOKENIZER_HELP
+from e2e_tts.trainers.data import text_tokens
+from e2e_tts.trainers.data.text_tokens import PHONEMES, TOKENIZER_HELP
 
 from .text_to_speech import TextToSpeechPipeline
 
@@ -92,8 +92,8 @@ def load_processor(folder: str | Path, model: E2ETTSModel, tokenizer: str | None
 def measure_voice(folder: str, source: str, speaker: str | None, token_rate: float) -> tuple[torch.Tensor, float]:
     """A speaker's mean embedding (S,), normalised, and mean speaking rate in speech tokens per text token.
 
-    Over the training rows of an annotated data set (see `e2e_tts.trainers.annotate`) with this source, and this speaker
-    if given. Raises ValueError, naming what there is, if there are none.
+    Over the training rows of an annotated data set (see `e2e_tts.trainers.data.annotate`) with this source, and this
+    speaker if given. Raises ValueError, naming what there is, if there are none.
     """
     rows = load_from_disk(folder)
     missing = {"speaker_embedding", "text_ids", "seconds", "source", "speaker", "split"} - set(rows.column_names)

@@ -216,7 +216,7 @@ def make_clip(seconds: float, seed: int, sampling_rate: int = 16000) -> np.ndarr
 
 
 def make_rows(count: int = 12, split: str = "train", seed: int = 0, sampling_rate: int = 16000) -> list[dict]:
-    """Rows of an annotated data set (see e2e_tts.trainers.annotate), two sources and three speakers."""
+    """Rows of an annotated data set (see e2e_tts.trainers.data.annotate), two sources and three speakers."""
     random = np.random.default_rng(seed)
     rows = []
     for index in range(count):

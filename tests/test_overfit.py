@@ -14,8 +14,8 @@ from transformers import AutoModel
 
 from e2e_tts.modeling import E2ETTSModel, SpeakerEncoderConfig, SpeakerEncoderModel
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
-from e2e_tts.trainers import annotate, prepare
-from e2e_tts.trainers.corpus_files import read_metadata
+from e2e_tts.trainers.data import annotate, prepare
+from e2e_tts.trainers.data.corpus_files import read_metadata
 from e2e_tts.trainers.recipe import load_recipe
 from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance
 from e2e_tts.trainers.train import build_trainer

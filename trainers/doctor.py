@@ -24,10 +24,10 @@ from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, VocoderConfig
 from e2e_tts.modeling.audio_features import MelSpec
 
 from .adapters import add_adapters
+from .data.speech_data import Collator, MixtureBatches, decode, load_prepared
+from .data.style_labels import check_labels, labelled_rows
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, load_recipe
-from .speech_data import Collator, MixtureBatches, decode, load_prepared
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
-from .style_labels import check_labels, labelled_rows
 from .train import build_trainer, build_vocoder_trainer, training_arguments
 
 SAMPLED_ROWS, SAMPLED_BATCHES = 2000, 200
@@ -137,7 +137,7 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
     rows = load_prepared(data.folders, "train")
     needed = {"speaker", "source", "seconds", "text_ids", "ctc_labels", "speaker_embedding"}
     if missing := sorted(needed - set(rows.column_names)):
-        report.problem("data", f"{data.folders} lack the columns {missing}; run e2e_tts.trainers.annotate.")
+        report.problem("data", f"{data.folders} lack the columns {missing}; run e2e_tts.trainers.data.annotate.")
         return
     spec = Collator.for_model(config).audio_spec
     sources = np.asarray(rows["source"][:])

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, TrainingArguments
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 
+from .data.vocoder_data import CropSettings
 from .feature_masks import FeatureMasks
-from .vocoder_data import CropSettings
 from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"

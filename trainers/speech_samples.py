@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError, SpeechLM
 
-from .speech_data import Collator, SpeechDataset
+from .data.speech_data import Collator, SpeechDataset
 
 logger = logging.get_logger(__name__)
 

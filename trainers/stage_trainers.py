@@ -19,10 +19,10 @@ from .adapters import add_adapters, save_merged
 from .averages import UpdateAverages, WeightAverages
 from .built_in_voices import save_voices
 from .callbacks import CollapseAlarm, SpeechSamples
+from .data.speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 from .recipe import Recipe, RecipeError
 from .safety import divergence, save_bad_batch
 from .sharding import gathered, prepare_sharding
-from .speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
 
 OTHER_CLIP, RATE, NO_TEXT, NO_STYLE, MASKS = 21, 22, 23, 24, 25  # salts of the trainer's own draws
 

@@ -19,11 +19,11 @@ from transformers.utils import logging
 from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, VocoderConfig, VocoderModel
 
 from .built_in_voices import add_voices
+from .data.speech_data import Collator, SpeechDataset, load_prepared
+from .data.style_labels import check_labels
+from .data.vocoder_data import CropDataset
 from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
-from .speech_data import Collator, SpeechDataset, load_prepared
 from .stage_trainers import TRAINERS, SpeechTrainer
-from .style_labels import check_labels
-from .vocoder_data import CropDataset
 from .vocoder_trainer import VocoderTrainer
 
 logger = logging.get_logger(__name__)

@@ -15,9 +15,9 @@ from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.configuration_e2e_tts import SpeakerEncoderConfig
 from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
+from .data.speech_data import SpeechDataset, load_prepared
+from .data.vocoder_data import read_audio
 from .recipe import load_recipe
-from .speech_data import SpeechDataset, load_prepared
-from .vocoder_data import read_audio
 
 
 class ResampledSpeech(SpeechDataset):
@@ -80,7 +80,7 @@ class SpeakerTrainer(Trainer):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", nargs="+", required=True, help="folders written by e2e_tts.trainers.prepare")
+    parser.add_argument("--data", nargs="+", required=True, help="folders written by e2e_tts.trainers.data.prepare")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--recipe", help="stage 1's, whose model says what the network reads and how large it is")
     parser.add_argument("--max_steps", type=int, default=1000)

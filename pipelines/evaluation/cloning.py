@@ -7,9 +7,9 @@ judge compares every clone with all references: similarity to the own one less t
 how often the own one is the most similar. The same for the recordings of the same sentences says what can be reached.
 Intervals are 95 %, bootstrap over speakers, since clones of one speaker share a reference.
 
---clips is anything that e2e_tts.trainers.prepare reads: a folder with a metadata.csv (file, text, speaker), a prepared
-data set, a corpus on the Hub. Where it has splits, speakers that are in other splits than --split too are left out:
-the model may have heard them. Speech is measured without watermark. A killed study goes on with the same command.
+--clips is anything that e2e_tts.trainers.data.prepare reads: a folder with a metadata.csv (file, text, speaker), a
+prepared data set, a corpus on the Hub. Where it has splits, speakers that are in other splits than --split too are left
+out: the model may have heard them. Speech is measured without watermark. A killed study goes on with the same command.
 Writes the wavs, report.json and report.md.
 """
 
@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from e2e_tts.trainers.corpora import CorpusOptions, open_corpora
-from e2e_tts.trainers.row_checks import RawRow
+from e2e_tts.trainers.data.corpora import CorpusOptions, open_corpora
+from e2e_tts.trainers.data.row_checks import RawRow
 
 from .audio_files import read_recording
 from .failures import FailureLimits
@@ -102,7 +102,7 @@ def _source(row: RawRow) -> Path | bytes:
     if isinstance(row.audio, bytes):
         return row.audio
     if "://" in row.audio:
-        raise ValueError(f"{row.id} lies at {row.audio}: prepare the corpus first (e2e_tts.trainers.prepare).")
+        raise ValueError(f"{row.id} lies at {row.audio}: prepare the corpus first (e2e_tts.trainers.data.prepare).")
     return Path(row.audio)
 
 

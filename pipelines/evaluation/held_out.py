@@ -10,7 +10,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import AutoModel
 
 from e2e_tts.modeling import E2ETTSModel
-from e2e_tts.trainers.speech_data import load_prepared
+from e2e_tts.trainers.data.speech_data import load_prepared
 
 from ..release import load_checkpoint
 from .results_folder import fingerprint, fingerprint_checkpoint
@@ -74,7 +74,7 @@ class Voices:
         tells of itself."""
         columns = ["id", "speaker", "speaker_embedding", "seconds", "text_ids"]
         if missing := sorted(set(columns) - set(rows.column_names)):
-            raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.annotate on them first.")
+            raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.data.annotate on them first.")
         pool = concatenate_datasets([load_from_disk(folder).select_columns(columns) for folder in folders])
         ids, speakers = np.asarray(pool["id"][:]), np.asarray(pool["speaker"][:])
         embeddings = np.asarray(pool["speaker_embedding"][:], dtype=np.float32)

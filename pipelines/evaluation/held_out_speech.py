@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
-from e2e_tts.trainers.speech_data import Collator, SpeechDataset
+from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
 
 from .audio_files import write_speech
 from .held_out import Voices, composite_version, load_composite, select_rows

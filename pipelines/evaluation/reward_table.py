@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
-from e2e_tts.trainers.speech_data import Collator, SpeechDataset
+from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
 from e2e_tts.trainers.stage_trainers import edit_distance
 
 from .held_out import Voices, load_composite, select_rows

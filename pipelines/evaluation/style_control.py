@@ -4,9 +4,10 @@ python -m e2e_tts.pipelines.evaluation.style_control --model runs/refine_lm/fina
     --split dev --sources kathleen --limit 40 --output DIR
 
 Each sentence is spoken once a level of each style with the same seed, in the voice and at the rate of its speaker's
-other clips. What is measured is what `e2e_tts.trainers.style_labels` labels by; styles with named classes, emotions
-say, have no measure and are left out. The last columns compare the highest with the lowest level sentence by sentence:
-the mean difference with its 95 % interval, and the share of sentences in which it goes the right way (50 % is chance).
+other clips. What is measured is what `e2e_tts.trainers.data.style_labels` labels by; styles with named classes, such
+as emotions, have no measure and are left out. The last columns compare the highest with the lowest level sentence by
+sentence: the mean difference with its 95 % interval, and the share of sentences in which it goes the right way (50 % is
+chance).
 Writes style_control.json and style_control.md.
 """
 
@@ -27,9 +28,9 @@ from tqdm.auto import tqdm
 from e2e_tts.modeling import SpeechGenerationError
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
 from e2e_tts.modeling.styles import RATE, RATE_SPEEDS
-from e2e_tts.trainers.speech_data import SpeechDataset
-from e2e_tts.trainers.style_labels import MEASURED
-from e2e_tts.trainers.style_signal import SAMPLING_RATE, measure_style
+from e2e_tts.trainers.data.speech_data import SpeechDataset
+from e2e_tts.trainers.data.style_labels import MEASURED
+from e2e_tts.trainers.data.style_signal import SAMPLING_RATE, measure_style
 
 from .figures import Figure, mean_figure
 from .held_out import Voices, load_composite, select_rows

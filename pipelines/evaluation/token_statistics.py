@@ -31,7 +31,7 @@ from transformers import AutoModel
 
 import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 from e2e_tts.modeling.modeling_speech_encoder import SpeechEncoderModel
-from e2e_tts.trainers.vocoder_data import read_audio
+from e2e_tts.trainers.data.vocoder_data import read_audio
 
 from .held_out import select_rows
 from .markdown import markdown_table

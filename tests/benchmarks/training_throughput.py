@@ -22,8 +22,8 @@ import torch
 from datasets import Dataset
 
 from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel
+from e2e_tts.trainers.data.speech_data import MixtureBatches
 from e2e_tts.trainers.recipe import Recipe, load_recipe
-from e2e_tts.trainers.speech_data import MixtureBatches
 from e2e_tts.trainers.step_cost import example_batch, flop_counter, loss_options
 
 LEARNING = ("encoder", "reward", "lm", "decoder")

@@ -13,9 +13,9 @@ from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 from e2e_tts.modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses
 from e2e_tts.modeling.griffin_lim import analyse, griffin_lim, overlap_add
 from e2e_tts.modeling.modeling_vocoder import VocoderModel
+from e2e_tts.trainers.data.vocoder_data import CropDataset
 from e2e_tts.trainers.recipe import load_recipe
 from e2e_tts.trainers.train import build_vocoder_trainer
-from e2e_tts.trainers.vocoder_data import CropDataset
 
 SMALL = {"hidden_size": 16, "num_layers": 2, "intermediate_size": 32}
 HIFIGAN = {

@@ -15,8 +15,9 @@ from stages import recipe_values
 from e2e_tts.modeling import SpeakerEncoderConfig, SpeakerEncoderModel
 from e2e_tts.modeling.text_frontend import TextFrontend, phoneme_vocabulary_size
 from e2e_tts.pipelines import load_pipeline, release
-from e2e_tts.trainers import annotate, prepare, train
-from e2e_tts.trainers.corpus_files import COLUMNS
+from e2e_tts.trainers import train
+from e2e_tts.trainers.data import annotate, prepare
+from e2e_tts.trainers.data.corpus_files import COLUMNS
 
 TEXTS = ["他在银行工作了2年。", "今天5月1日，25℃。", "我用iPhone给John打电话。", "东京カラオケ店。", "你好，world！"]
 TOKENIZER = ["--tokenizer", "phonemes-zh"]

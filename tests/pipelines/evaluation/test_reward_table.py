@@ -30,7 +30,7 @@ from e2e_tts.pipelines.evaluation.reward_table import (
     make_table,
     speaker_error,
 )
-from e2e_tts.trainers.speech_data import Collator, SpeechDataset
+from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
 
 FAST = {"steps": 2, "guidance": 0.0}
 
@@ -119,7 +119,7 @@ def test_rows_are_spread_and_voices_come_from_other_clips(data, tmp_path):
     Dataset.from_list(single).save_to_disk(tmp_path / "single")
     lonely = Voices.of_rows(select_rows([str(tmp_path / "single")], "train"), [str(tmp_path / "single")])
     assert lonely.alone == 2
-    with pytest.raises(ValueError, match=r"lack the columns \['text_ids'\]: run e2e_tts.trainers.annotate"):
+    with pytest.raises(ValueError, match=r"lack the columns \['text_ids'\]: run e2e_tts.trainers.data.annotate"):
         Voices.of_rows(dev.remove_columns("text_ids"), [data])
 
 

@@ -1,6 +1,6 @@
 """Chooses held-out sentences and speakers once, with a seed, and writes them to the file that `prepare` reads.
 
-python -m e2e_tts.trainers.make_splits --by-sentence speech/alice:40:40 --by-speaker speech/many:20:15 \
+python -m e2e_tts.trainers.data.make_splits --by-sentence speech/alice:40:40 --by-speaker speech/many:20:15 \
     --output splits.json
 
 By sentence: a unique text is held out with all its takes. By speaker: a speaker is held out with all clips, and the
@@ -12,8 +12,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from e2e_tts.trainers.corpus_files import read_metadata
-from e2e_tts.trainers.splits import Splits, normalise_text
+from e2e_tts.trainers.data.corpus_files import read_metadata
+from e2e_tts.trainers.data.splits import Splits, normalise_text
 
 
 def parse_request(value: str) -> tuple[Path, int, int]:

@@ -15,8 +15,8 @@ import soundfile
 from datasets import Audio, ClassLabel, Dataset, Features, Value, load_from_disk
 from recordings import CLIPS, noise, read_refused, real_clips
 
-from e2e_tts.trainers import corpora, prepare
-from e2e_tts.trainers.corpora import Corpus, CorpusOptions, detect_format, open_corpora
+from e2e_tts.trainers.data import corpora, prepare
+from e2e_tts.trainers.data.corpora import Corpus, CorpusOptions, detect_format, open_corpora
 
 ROWS = real_clips(4)
 IDS = [Path(row["file"]).stem for row in ROWS]

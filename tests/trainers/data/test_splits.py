@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from recordings import write_metadata
 
-from e2e_tts.trainers import make_splits
-from e2e_tts.trainers.corpus_files import read_metadata
-from e2e_tts.trainers.splits import SplitFractions, Splits, normalise_text
+from e2e_tts.trainers.data import make_splits
+from e2e_tts.trainers.data.corpus_files import read_metadata
+from e2e_tts.trainers.data.splits import SplitFractions, Splits, normalise_text
 
 
 @pytest.mark.parametrize(

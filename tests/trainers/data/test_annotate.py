@@ -20,11 +20,11 @@ from transformers import (
 from e2e_tts.modeling import SpeakerEncoderConfig, SpeakerEncoderModel, TextToSpeechProcessor
 from e2e_tts.modeling.audio_features import MelSpec
 from e2e_tts.modeling.text_frontend import TextFrontend, build_phoneme_tokenizer
-from e2e_tts.trainers import annotate, prepare
-from e2e_tts.trainers.annotate import Annotator
-from e2e_tts.trainers.speech_data import Collator, SpeechDataset, load_prepared
-from e2e_tts.trainers.teacher_labels import EmotionTeacher, SpeakerTeacher
-from e2e_tts.trainers.text_tokens import load_processor, text_tokens
+from e2e_tts.trainers.data import annotate, prepare
+from e2e_tts.trainers.data.annotate import Annotator
+from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset, load_prepared
+from e2e_tts.trainers.data.teacher_labels import EmotionTeacher, SpeakerTeacher
+from e2e_tts.trainers.data.text_tokens import load_processor, text_tokens
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from recordings import CLIPS, noise
 from stages import make_folders, recipe_values, stage_recipe
 
 from e2e_tts.modeling import E2ETTSConfig
-from e2e_tts.trainers import style_labels
+from e2e_tts.trainers.data import style_labels
+from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset, load_prepared
+from e2e_tts.trainers.data.style_labels import check_labels, mid_ranks, speaker_ranks
+from e2e_tts.trainers.data.style_signal import measure_style
 from e2e_tts.trainers.recipe import RecipeError, load_recipe
-from e2e_tts.trainers.speech_data import Collator, SpeechDataset, load_prepared
-from e2e_tts.trainers.style_labels import check_labels, mid_ranks, speaker_ranks
-from e2e_tts.trainers.style_signal import measure_style
 from e2e_tts.trainers.train import build_model, build_trainer
 
 RATE = 16000

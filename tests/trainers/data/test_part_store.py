@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, Features, Value, load_from_disk
 
-from e2e_tts.trainers import part_store
-from e2e_tts.trainers.part_store import PartStore
+from e2e_tts.trainers.data import part_store
+from e2e_tts.trainers.data.part_store import PartStore
 
 FEATURES = Features({"number": Value("int64")})
 

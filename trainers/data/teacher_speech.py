@@ -1,6 +1,6 @@
 """Speaks sentences with Debian's flite voices: exact transcripts and open vocabulary for training a small model.
 
-python -m e2e_tts.trainers.teacher_speech --sentences teacher.txt --voices slt:2 rms awb --output speech/teacher
+python -m e2e_tts.trainers.data.teacher_speech --sentences teacher.txt --voices slt:2 rms awb --output speech/teacher
 
 Writes FLAC files and a `metadata.csv` that `prepare` reads. Started again with the same arguments it goes on where it
 stopped. A sentence that fails is listed in `failed.csv` and does not stop the run.
@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from e2e_tts.trainers.corpus_files import COLUMNS, read_metadata
+from e2e_tts.trainers.data.corpus_files import COLUMNS, read_metadata
 
 logger = logging.getLogger(__name__)
 

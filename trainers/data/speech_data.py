@@ -25,7 +25,7 @@ ANNOTATED = ("text_ids", "ctc_labels", "speaker_embedding")
 # Batches of one pool are of similar length where the pool has many times the rows of a batch.
 BATCHES_PER_POOL = 20
 UNLABELLED = -100
-STYLE_PREFIX = "style_"  # of the columns of e2e_tts.trainers.style_labels, a clip's rank among its speaker's
+STYLE_PREFIX = "style_"  # of the columns of e2e_tts.trainers.data.style_labels, a clip's rank among its speaker's
 
 
 def load_prepared(folders: Sequence[str], split: str) -> Dataset:
@@ -40,7 +40,7 @@ def load_prepared(folders: Sequence[str], split: str) -> Dataset:
     common = [name for name in columns if all(name in part.column_names for _, part in parts)]
     for name in (name for name in ANNOTATED if name in columns and name not in common):
         without = [folder for folder, part in parts if name not in part.column_names]
-        logger.warning("Column %s is left out, because %s lack it; run e2e_tts.trainers.annotate.", name, without)
+        logger.warning("Column %s is left out, because %s lack it; run e2e_tts.trainers.data.annotate.", name, without)
     if "speaker_embedding" in common:
         sizes = {folder: len(part[0]["speaker_embedding"] or ()) for folder, part in parts if len(part)}
         if len(set(sizes.values())) > 1:
@@ -48,24 +48,24 @@ def load_prepared(folders: Sequence[str], split: str) -> Dataset:
     styles = [name for name in columns if name.startswith(STYLE_PREFIX)]
     for folder, part in parts:
         if missing := [name for name in styles if name not in part.column_names]:
-            logger.warning("%s has no %s: e2e_tts.trainers.style_labels adds labels of style.", folder, missing)
+            logger.warning("%s has no %s: e2e_tts.trainers.data.style_labels adds labels of style.", folder, missing)
     kept = [
         part.select_columns([*common, *(name for name in styles if name in part.column_names and name not in common)])
         .select(np.flatnonzero(np.asarray(part["split"][:]) == split))
         for _, part in parts
     ]
     if not sum(len(part) for part in kept):
-        raise ValueError(f"No rows of split {split!r} in {list(folders)}; run e2e_tts.trainers.prepare first.")
+        raise ValueError(f"No rows of split {split!r} in {list(folders)}; run e2e_tts.trainers.data.prepare first.")
     return concatenate_datasets(kept)
 
 
 def load_folder(folder: str) -> Dataset:
     """One prepared folder. Raises ValueError if it is none."""
     if not (Path(folder) / "state.json").is_file():
-        raise ValueError(f"{folder} is no prepared data set; write it with e2e_tts.trainers.prepare.")
+        raise ValueError(f"{folder} is no prepared data set; write it with e2e_tts.trainers.data.prepare.")
     rows = load_from_disk(folder)
     if missing := [name for name in PREPARED if name not in rows.column_names]:
-        raise ValueError(f"{folder} lacks the columns {missing}; prepare it with e2e_tts.trainers.prepare.")
+        raise ValueError(f"{folder} lacks the columns {missing}; prepare it with e2e_tts.trainers.data.prepare.")
     return rows
 
 
@@ -268,7 +268,7 @@ class Collator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         if missing := [name for name in ANNOTATED if name not in rows[0]]:
-            raise ValueError(f"The rows lack {missing}: give the recipe folders written by e2e_tts.trainers.annotate.")
+            raise ValueError(f"The rows lack {missing}: give folders that e2e_tts.trainers.data.annotate has written.")
         waveforms = [row["waveform"] for row in rows]
         counts = [padded_length(len(waveform), self.audio_per_token) // self.audio_per_token for waveform in waveforms]
         batch = self._emotion_labels(rows) | self._style_levels(rows)

@@ -1,6 +1,6 @@
 """Adds labels of style, computed from the signal, to annotated speech.
 
-python -m e2e_tts.trainers.style_labels --data data/annotated --output data/styled
+python -m e2e_tts.trainers.data.style_labels --data data/annotated --output data/styled
 
 Columns added for each of pitch, pitch_range, energy, effort and rate: measured_NAME (what `style_signal.StyleMeasures`
 says) and style_NAME, its rank among the speaker's own clips, between 0 and 1, from which training makes as many levels
@@ -132,7 +132,7 @@ def check_labels(rows: Dataset, styles: Mapping[str, Levels]) -> None:
         if not any(label not in (None, "") for label in labels):
             raise ValueError(
                 f"No row has a label of the style {name!r} (column {column}), so it cannot be learned: run "
-                "e2e_tts.trainers.style_labels on the data and see its styles.csv, or take it out of styles."
+                "e2e_tts.trainers.data.style_labels on the data and see its styles.csv, or take it out of styles."
                 if isinstance(levels, int)
                 else f"No row has a label of the style {name!r} (column {column}): take it out of styles."
             )
@@ -140,7 +140,7 @@ def check_labels(rows: Dataset, styles: Mapping[str, Levels]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.annotate")
+    parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.data.annotate")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--min_clips", type=int, default=MIN_CLIPS, help="least clips of a speaker that is labelled")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         rows = load_folder(options.data)
         if "text_ids" not in rows.column_names:
-            logger.warning("rate stays empty: it needs text_ids, which e2e_tts.trainers.annotate adds.")
+            logger.warning("rate stays empty: it needs text_ids, which e2e_tts.trainers.data.annotate adds.")
         settings = {"data": options.data, "min_clips": options.min_clips}
         labelled = label_styles(rows, options.output, settings, options.min_clips, options.overwrite)
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """Turns speech corpora into one `datasets` dataset that training reads.
 
-python -m e2e_tts.trainers.prepare --source speech/alice speech/bob --output data/prepared --sampling-rate 16000
+python -m e2e_tts.trainers.data.prepare --source speech/alice speech/bob --output data/prepared --sampling-rate 16000
 
 A source is any of these; --format says which where that is not clear from the files:
 
@@ -219,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"{NO_TOKENIZER}",
     )  # fmt: skip
     splits = parser.add_argument_group("held-out rows")
-    splits.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.make_splits")
+    splits.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.data.make_splits")
     splits.add_argument("--dev-fraction", type=float, default=0.0, help="of a corpus without splits of its own")
     splits.add_argument("--test-fraction", type=float, default=0.0, help="of a corpus without splits of its own")
     splits.add_argument("--hold-out-by", choices=("text", "speaker"), default="text")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from e2e_tts.modeling import E2ETTSConfig
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
-from e2e_tts.trainers.speech_data import Collator, MixtureBatches, SpeechDataset, decode, load_prepared
+from e2e_tts.trainers.data.speech_data import Collator, MixtureBatches, SpeechDataset, decode, load_prepared
 
 
 def lengths_only(count: int = 200) -> Dataset:
@@ -155,7 +155,7 @@ def test_folders_that_do_not_go_together(tmp_path, caplog):
     assert len(rows) == 15 and "text_ids" not in rows.column_names
     assert "text_ids is left out" in caplog.text and prepared in caplog.text
     dataset = SpeechDataset(rows, MelSpec())
-    with pytest.raises(ValueError, match=r"lack \['text_ids'\]: .*e2e_tts.trainers.annotate"):
+    with pytest.raises(ValueError, match=r"lack \['text_ids'\]: .*e2e_tts.trainers.data.annotate"):
         Collator(MelSpec(), 2)([dataset[0]])
 
 

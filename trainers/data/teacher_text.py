@@ -1,6 +1,6 @@
 """Collects short, plain, varied English sentences for a synthetic teacher voice to speak.
 
-python -m e2e_tts.trainers.teacher_text --text /usr/share/games/fortunes --prepared data/prepared \
+python -m e2e_tts.trainers.data.teacher_text --text /usr/share/games/fortunes --prepared data/prepared \
     --split-file splits.json --count 9000 --output teacher.txt
 
 Sources are plain text files (fortune-style `%` separators and attributions are understood), the King James Bible of
@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from e2e_tts.trainers.splits import Splits, normalise_text
+from e2e_tts.trainers.data.splits import Splits, normalise_text
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prepared", nargs="*", type=Path, default=[], help="datasets written by prepare")
     parser.add_argument("--bible", type=int, default=0, metavar="N", help="at most N clauses of the King James Bible")
     parser.add_argument("--pattern", nargs="*", default=[], help="sentences with {alternatives,in,braces}")
-    parser.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.make_splits")
+    parser.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.data.make_splits")
     parser.add_argument("--count", type=int, default=9000, help="sentences to write")
     parser.add_argument("--min-words", type=int, default=3)
     parser.add_argument("--max-words", type=int, default=12)

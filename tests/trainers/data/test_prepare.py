@@ -13,12 +13,12 @@ from datasets import Dataset, load_from_disk
 from recordings import CLIPS, noise, read_refused, write_metadata
 
 from e2e_tts.modeling.audio_features import MelSpec
-from e2e_tts.trainers import prepare, row_checks, speech_data
-from e2e_tts.trainers.corpora import CorpusOptions, open_corpora
-from e2e_tts.trainers.corpus_files import read_metadata
-from e2e_tts.trainers.row_checks import CheckSettings, RawRow, RefusedRow, RowChecker
-from e2e_tts.trainers.speech_signal import trim_silence
-from e2e_tts.trainers.splits import SplitFractions, Splits
+from e2e_tts.trainers.data import prepare, row_checks, speech_data
+from e2e_tts.trainers.data.corpora import CorpusOptions, open_corpora
+from e2e_tts.trainers.data.corpus_files import read_metadata
+from e2e_tts.trainers.data.row_checks import CheckSettings, RawRow, RefusedRow, RowChecker
+from e2e_tts.trainers.data.speech_signal import trim_silence
+from e2e_tts.trainers.data.splits import SplitFractions, Splits
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from e2e_tts.trainers.corpus_files import COLUMNS, read_metadata
+from e2e_tts.trainers.data.corpus_files import COLUMNS, read_metadata
 
-CLIPS = Path(__file__).parents[1] / "fixtures" / "clips"
+CLIPS = Path(__file__).parent / "fixtures" / "clips"
 
 
 def noise(seconds: float, sampling_rate: int = 16000, channels: int = 1) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Adds what training reads to prepared speech.
 
-python -m e2e_tts.trainers.annotate --data data/prepared --speaker_encoder runs/speaker/final --output data/annotated
+python -m e2e_tts.trainers.data.annotate --data data/prepared --speaker_encoder runs/speaker/final \\
+    --output data/annotated
 
 Columns added: text_ids (text tokens for the LM), ctc_labels (what a recogniser should find) and speaker_embedding (of a
 frozen speaker encoder); with --emotion_model also pseudo labels in the column emotion where the corpus has none. Rows
@@ -123,7 +124,7 @@ def annotate(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.prepare")
+    parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.data.prepare")
     parser.add_argument(
         "--speaker_encoder",
         help="folder of a trained speaker encoder, or of a transformers model with an x-vector head, by folder or Hub "

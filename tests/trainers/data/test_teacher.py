@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from datasets import Dataset
 
-from e2e_tts.trainers import teacher_speech, teacher_text
-from e2e_tts.trainers.corpus_files import read_metadata
-from e2e_tts.trainers.splits import Splits, normalise_text
+from e2e_tts.trainers.data import teacher_speech, teacher_text
+from e2e_tts.trainers.data.corpus_files import read_metadata
+from e2e_tts.trainers.data.splits import Splits, normalise_text
 
 
 def noise(seconds: float, sampling_rate: int) -> np.ndarray:
