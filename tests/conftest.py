@@ -17,12 +17,21 @@ from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, TextToSpeechProcessor
 TESTS = Path(__file__).parent
 
 
+# Files that stay in one process: the Space's servers look for free ports, and trainings of several processes or of many
+# steps would slow one another many times over. Those begin first, because nothing else takes as long.
+TRAININGS = {"test_overfit.py", "trainers/test_distributed_scale.py", "trainers/test_processes.py"}
+
+
+def xdist_group(item: pytest.Item) -> str:
+    """What --dist loadgroup keeps in one process: mostly a file's tests, so that its fixtures are made once."""
+    file = item.path.relative_to(TESTS).as_posix()
+    return "trainings" if file in TRAININGS else "space" if file.startswith("space/") else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --dist loadgroup a file's tests stay in one process, which makes its fixtures once; so do all of the Space,
-    whose servers look for free ports."""
     for item in items:
-        file = item.path.relative_to(TESTS)
-        item.add_marker(pytest.mark.xdist_group(file.parts[0] if file.parts[0] == "space" else str(file)))
+        item.add_marker(pytest.mark.xdist_group(xdist_group(item)))
+    items.sort(key=lambda item: xdist_group(item) != "trainings")
 
 
 def build_tiny_config(**changes: dict) -> E2ETTSConfig:

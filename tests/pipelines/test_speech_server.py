@@ -205,7 +205,7 @@ def test_voices_and_speed_matter(served, client):
     # A cloned voice: what the client hears is marked, and it cannot ask for anything else.
     marked = streamed_by_pipe(served, voice=served.app.state.service.voices["reader"])
     plain = streamed_by_pipe(served, voice=served.app.state.service.voices["reader"], watermark=False)
-    assert np.array_equal(samples(reader), marked) and not np.array_equal(marked, plain)
+    assert np.abs(samples(reader).astype(int) - marked).max() <= 2 < np.abs(marked.astype(int) - plain).max()
     with pytest.raises(openai.BadRequestError, match="watermark"):
         ask(client, voice="reader", extra={"watermark": False})
     assert len(ask(client, speed=2.0)) < 0.8 * len(ask(client))
