@@ -130,13 +130,14 @@ class Recipe:
     the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights.
     learning_rates and max_grad_norms: by module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps
     over which it grows from 0 to its weight. text_dropout: share of the utterances whose text the LM does not see, so
-    that text guidance works. feature_masks: what the tokenizer does not hear in training. styles: style control that
-    LM and decoder get where they learn, name -> number of levels or names of classes (see `SpeechLMConfig`), beside
-    what they have. style_dropout: share of the utterances without any style, and of the others without each one, so
-    that speech without a style stays as good. kl: weight of the divergence from the starting LM. ema: by module, the
-    decay of an average of its weights that is evaluated and saved in their place. voices: built-in voices that the
-    result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of them. arguments: fields of
-    transformers' TrainingArguments.
+    that text guidance works. history_dropout: share of the codes that the LM does not see when it predicts later
+    ones, so that it leans on the text. feature_masks: what the tokenizer does not hear in training. styles: style
+    control that LM and decoder get where they learn, name -> number of levels or names of classes (see
+    `SpeechLMConfig`), beside what they have. style_dropout: share of the utterances without any style, and of the
+    others without each one, so that speech without a style stays as good. kl: weight of the divergence from the
+    starting LM. ema: by module, the decay of an average of its weights that is evaluated and saved in their place.
+    voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of
+    them. arguments: fields of transformers' TrainingArguments.
     """
 
     trainer: str = "joint"
@@ -153,6 +154,7 @@ class Recipe:
     ramp_steps: dict[str, int] = field(default_factory=dict)
     rate_jitter: float = 0.0
     text_dropout: float = 0.0
+    history_dropout: float = 0.0
     feature_masks: FeatureMasks = field(default_factory=FeatureMasks)
     styles: dict[str, int | list[str]] = field(default_factory=dict)
     style_dropout: float = 0.2
@@ -183,10 +185,10 @@ class Recipe:
                 raise RecipeError(f"ema.{name} must lie between 0 and 1, 0.999 for example; got {decay}.")
         for name in self.ramp_steps:
             _check_key(name, LOSS_NAMES, "ramp_steps")
-        if not 0.0 <= self.text_dropout < 1.0:
-            raise RecipeError(f"text_dropout is a share of utterances, 0.1 for example; got {self.text_dropout}.")
-        if not 0.0 <= self.style_dropout < 1.0:
-            raise RecipeError(f"style_dropout is a share of utterances, 0.2 for example; got {self.style_dropout}.")
+        shares = {"text_dropout": "utterances", "history_dropout": "codes", "style_dropout": "utterances"}
+        for entry, of in shares.items():
+            if not 0.0 <= getattr(self, entry) < 1.0:
+                raise RecipeError(f"{entry} is a share of {of}, 0.1 for example; got {getattr(self, entry)}.")
         if self.styles and ({"lm", "decoder"}.isdisjoint(self.train) or self.lora is not None):
             raise RecipeError("styles are learned by own weights of LM or decoder: add one to train and drop lora.")
         for name in self.arguments:

@@ -185,7 +185,11 @@ class SpeechTrainer(Trainer):
             "prior": losses.prior,
         }
         true_losses = tuple(name for name, weight in wanted.items() if weight)
-        return {"true_losses": true_losses, "predict_from": self.recipe.predict_from}
+        return {
+            "true_losses": true_losses,
+            "predict_from": self.recipe.predict_from,
+            "history_dropout": self.recipe.history_dropout,
+        }
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         step = self.state.global_step

@@ -141,6 +141,33 @@ def test_text_dropout_hides_whole_texts_from_the_lm(folders, tmp_path):
         stage_recipe("joint", folders, text_dropout=1.5)
 
 
+def test_history_dropout_hides_codes_from_later_predictions_alone(folders, tmp_path):
+    trainer = trainer_of("component", folders, str(tmp_path), history_dropout=0.4, train=["lm"])
+    model = trainer.model.train()
+    inputs = trainer.draw_inputs(trainer.data_collator([trainer.train_dataset[index] for index in (0, 5, 7)]), 3)
+    options = trainer.model_options(3)
+    with torch.no_grad():
+        dropped, again = model(**inputs, **options), model(**inputs, **options)
+        whole = model(**inputs, **options | {"history_dropout": 0.0})
+        evaluated = model.eval()(**inputs, **options)
+    assert dropped.loss_lm == again.loss_lm != whole.loss_lm == evaluated.loss_lm
+    # The first code has no history; the second has lost it in some utterances only.
+    torch.testing.assert_close(dropped.lm_logits[:, 0], whole.lm_logits[:, 0])
+    with torch.no_grad():
+        encoded = model.encoder(inputs["input_features"], inputs["feature_mask"])
+        given = (inputs["text_ids"], inputs["text_mask"], encoded.codes, encoded.mask, None, None)
+        seen = torch.ones_like(encoded.mask)
+        seen[:, 4] = False
+        logits, hidden = (
+            model.lm(*given, tokens_per_symbol=inputs["tokens_per_symbol"], history_mask=mask).logits
+            for mask in (None, seen)
+        )
+    torch.testing.assert_close(hidden[:, :5], logits[:, :5])
+    assert not torch.allclose(hidden[:, 5], logits[:, 5], atol=1e-4)
+    with pytest.raises(RecipeError, match="history_dropout is a share of codes"):
+        stage_recipe("component", folders, history_dropout=1.0)
+
+
 def test_feature_masks_hide_sound_from_the_tokenizer_alone(folders, tmp_path):
     masks = {"times": 2, "time_frames": 8, "bands": 1, "band_bins": 6}
     trainer = trainer_of("joint", folders, str(tmp_path), feature_masks=masks)
