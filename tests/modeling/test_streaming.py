@@ -15,7 +15,7 @@ from e2e_tts.modeling.griffin_lim import initial_phase
 from e2e_tts.modeling.modeling_flow_decoder import NOISE
 from e2e_tts.modeling.modeling_speech_lm import GeneratedCodes
 from e2e_tts.modeling.randomness import seeded_noise
-from e2e_tts.modeling.streaming import ChunkDecoder
+from e2e_tts.modeling.streaming import ChunkDecoder, CoreSharing
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "tests" / "fixtures" / "clips" / "LJ002-0002.opus"
@@ -240,3 +240,50 @@ def test_no_click_in_a_tiny_model(model):
     audio = model.decode(ids, voice="anna", num_steps=2, chunking=SMALL)["audio"]
     seams = [640 * (3 + 5 * index) for index in range(1, 10)]
     assert max(seam_steps(audio, seams)) < 1.5
+
+
+# ---- LM and decoder at the same time
+
+
+def test_threads_that_share_the_cores_leave_them_as_they_were():
+    threads = torch.get_num_threads()
+    sharing, both, left = CoreSharing(), threading.Barrier(2), threading.Event()
+
+    def other() -> tuple[int, int]:
+        with sharing():
+            inside = torch.get_num_threads()
+            both.wait()
+            left.wait()
+        return inside, torch.get_num_threads()
+
+    try:
+        torch.set_num_threads(4)
+        with ThreadPoolExecutor(2) as pool:
+            # The second leaves when the first has left, whose number of threads it must not take for the process's.
+            with sharing():
+                assert torch.get_num_threads() == 2
+                running = pool.submit(other)
+                both.wait()
+                with sharing():
+                    assert torch.get_num_threads() == 2
+            assert torch.get_num_threads() == 4
+            left.set()
+            assert running.result() == (2, 4)
+            # Neither does a thread that begins later.
+            assert pool.submit(torch.get_num_threads).result() == 4
+        with pytest.raises(KeyError), sharing():
+            raise KeyError
+        assert torch.get_num_threads() == 4
+        torch.set_num_threads(1)
+        with sharing():
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_stream_leaves_the_threads_as_they_were(model):
+    threads = torch.get_num_threads()
+    inside = []
+    for _ in model.generate_stream(TEXT, seed=0, num_steps=1, chunking=SMALL, voice="anna"):
+        inside.append(torch.get_num_threads())
+    assert {*inside, torch.get_num_threads()} == {threads}
