@@ -193,6 +193,13 @@ def _add_speak(command: Parser) -> None:
     command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
     _add_watermark(command, "speech in the voice of a recording")
     command.add_argument("--text-guidance", type=float, help="above 1 keeps closer to the text; 1 is off")
+    command.add_argument(
+        "--candidates",
+        type=int,
+        metavar="N",
+        help="draw N times and keep what the reward model understands best; by default as the checkpoint says, 1 with "
+        "--stream",
+    )
 
 
 def _add_clone(command: Parser) -> None:

@@ -81,7 +81,7 @@ def speak(options: argparse.Namespace) -> None:
     if isinstance(text, str) and not text.strip():
         raise ValueError("The text is empty.")
     pipe = load_pipe(model, options)
-    sampling = ("temperature", "top_k", "top_p", "text_guidance")
+    sampling = ("temperature", "top_k", "top_p", "text_guidance", "candidates")
     names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", *sampling)
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.style:

@@ -170,6 +170,12 @@ def main(arguments: list[str] | None = None) -> None:
         "text_guidance=1.5",
     )
     parser.add_argument(
+        "--candidates",
+        type=int,
+        metavar="N",
+        help="how many times the checkpoint draws a text by default, for the reward model to keep the best",
+    )
+    parser.add_argument(
         "--tokenizer",
         help=f"what annotate was given: {TOKENIZER_HELP}, or a tokenizer by folder or Hub name; by default the "
         f"processor beside the model, else {PHONEMES}",
@@ -187,6 +193,10 @@ def main(arguments: list[str] | None = None) -> None:
             add_voices(model, options.voice)
         if options.sampling:
             model.config.sampling = parse_sampling(options.sampling)
+        if options.candidates is not None:
+            if options.candidates > 1 and model.reward.ctc_head is None:
+                raise ValueError("--candidates needs a reward model with a CTC head, which this one lacks.")
+            model.config.candidates = options.candidates
         processor = load_processor(options.model, model, options.tokenizer)
         save_release(model, processor, options.output, getattr(torch, options.dtype))
     except (ValueError, OSError) as error:

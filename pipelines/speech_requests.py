@@ -38,11 +38,14 @@ class SpeechRequest(BaseModel):
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0.0, le=1.0)
     text_guidance: float | None = Field(None, ge=0.0, le=100.0)
+    candidates: int | None = Field(
+        None, ge=1, le=16, description="tries, the best is kept; by default 1, without a stream the checkpoint's"
+    )
     style: dict[str, str | int] | str | None = Field(None, description='{"pitch": "high"}, where the model has styles')
 
     def settings(self) -> dict[str, Any]:
         """What the pipeline is called with, beside the text and the voice."""
-        sampling = ("temperature", "top_k", "top_p", "text_guidance")
+        sampling = ("temperature", "top_k", "top_p", "text_guidance", "candidates")
         names = ("speed", "style", "seed", "num_steps", "guidance", *sampling)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 

@@ -52,7 +52,8 @@ class Demo:
         words = [pipe.model.style_words() for pipe in self.checkpoints.values() if hasattr(pipe.model, "style_words")]
         self.styles = {name: levels for styles in words for name, levels in styles.items()}
         # What a fresh page shows: the first checkpoint's own sampling.
-        self.sampling = DEFAULT_SAMPLING | next(iter(self.checkpoints.values())).model.config.sampling
+        config = next(iter(self.checkpoints.values())).model.config
+        self.sampling = DEFAULT_SAMPLING | config.sampling | {"candidates": getattr(config, "candidates", 1)}
 
     def play(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
@@ -132,6 +133,8 @@ def build_request(
     seed = secrets.randbelow(MAX_SEED) if seed is None else seed
     asked = {name: settings.pop(name) for name in list(settings) if name.startswith(STYLE_FIELD)}
     settings |= {"seed": seed, "num_steps": steps}
+    if settings.get("candidates") == 1:
+        del settings["candidates"]  # checkpoints whose own code is older do not know it
     if style := {name.removeprefix(STYLE_FIELD): level for name, level in asked.items() if level}:
         settings["style"] = style
     with readable_errors():
@@ -275,10 +278,20 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
             text_guidance = gr.Slider(
                 1.0, 4.0, sampling["text_guidance"], step=0.1, label="Text guidance", info="Above 1 closer to the text"
             )
+            candidates = gr.Slider(
+                1,
+                8,
+                sampling["candidates"],
+                step=1,
+                precision=0,
+                label="Candidates",
+                info="Tries at a sentence; the reward model keeps the best. 1 sounds soonest",
+            )
         styles = lay_out_styles(demo.styles)
     fields = {"text": text, "voice": voice, "reference": reference, "transcript": transcript, "seed": seed}
     fields |= {"speed": speed, "guidance": guidance, "steps": steps, "temperature": temperature}
-    return fields | {"top_k": top_k, "top_p": top_p, "text_guidance": text_guidance, "checkpoint": checkpoint} | styles
+    fields |= {"top_k": top_k, "top_p": top_p, "text_guidance": text_guidance, "candidates": candidates}
+    return fields | {"checkpoint": checkpoint} | styles
 
 
 def lay_out_styles(styles: dict[str, tuple[str, ...]]) -> dict[str, gr.Dropdown]:

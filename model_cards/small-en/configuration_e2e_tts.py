@@ -243,6 +243,8 @@ class E2ETTSConfig(PreTrainedConfig):
 
     voices (`dict[str, float]`): built-in voices and their speaking rates in speech tokens per text token.
     sampling (`dict`): what `generate` takes for temperature, top_k and top_p where a call does not say.
+    candidates (`int`): how many times `generate` lets the LM draw where a call does not say; the reward model keeps the
+        speech that it understands best. Streams draw once.
     default_tokens_per_symbol (`float`): the rate for a voice whose own is unknown.
     """
 
@@ -264,6 +266,7 @@ class E2ETTSConfig(PreTrainedConfig):
     vocoder_config: dict | PreTrainedConfig | None = None
     voices: dict | None = None
     sampling: dict | None = None
+    candidates: int = 1
     default_tokens_per_symbol: float = 2.0
     initializer_range: float = 0.02
 

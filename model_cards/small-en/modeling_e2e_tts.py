@@ -27,7 +27,7 @@ from .randomness import seeded_noise
 from .speech_generation import SpeechGenerationError, SpeechGenerationMixin  # noqa: F401 - also found here
 from .styles import RATE, Levels
 
-GUMBEL = 11  # salt of the Gumbel noise of one utterance
+GUMBEL, HISTORY = 11, 12  # salts of an utterance's Gumbel noise, and of the codes hidden from the LM
 MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 
 
@@ -131,6 +131,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         tokens_per_symbol: torch.Tensor | None = None,
         style_levels: torch.LongTensor | None = None,
         seeds: torch.LongTensor | None = None,
+        history_dropout: float = 0.0,
         true_losses: Sequence[str] = ("lm", "reward", "flow"),
         predicted_losses: Sequence[str] = (),
         gumbel_temperature: float = 1.0,
@@ -144,7 +145,8 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
         for, speaker_embedding (B, S) the voice given to LM and decoder, taken from other audio of the speaker.
-        style_levels (B, S) are those of `config.styles`. seeds (B,) key every random draw.
+        style_levels (B, S) are those of `config.styles`. seeds (B,) key every random draw. history_dropout: share of
+        the codes that the LM, in training, does not see when it predicts those after them.
         predict_from: "codes", or "hidden" to condition the decoder on LM states.
         reference_lm: a frozen LM whose distribution anchors this one (loss_kl).
         """
@@ -168,7 +170,11 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         voice = speaker_embedding if decoder_style is None else self.decoder.styled(speaker_embedding, decoder_style)
         lm_output = None
         if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
-            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol, lm_style)
+            seen = None
+            if history_dropout and self.training:
+                draws = seeded_noise(seeds, HISTORY, (mask.shape[1], 1), mask.device, kind="uniform")
+                seen = draws[..., 0] >= history_dropout
+            lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol, lm_style, seen)
             lm_output = self.lm(*lm_inputs)
             output.loss_lm, output.lm_logits = lm_output.loss, lm_output.logits
             if reference_lm is not None:

@@ -241,6 +241,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         speaker_embedding: torch.Tensor | None = None,
         tokens_per_symbol: torch.Tensor | None = None,
         style_levels: torch.LongTensor | None = None,
+        history_mask: torch.Tensor | None = None,
         input_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -252,6 +253,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         """Teacher forcing when `codes` (B, T, D) is given, else the generic call that `generate` makes.
 
         labels (B, T): the code indices to predict. They carry no gradient to the tokenizer; `codes` does.
+        history_mask (B, T): false on codes that predictions may not look back on; their embeddings are zero.
         """
         if codes is None:
             if inputs_embeds is None:
@@ -275,8 +277,11 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             text_ids, text_mask, speaker_embedding, tokens_per_symbol, style_levels
         )
         steps = torch.arange(length, device=codes.device, dtype=torch.float32)
+        history = self.embed_codes(codes)
+        if history_mask is not None:
+            history = history * history_mask[..., None].to(history)
         output = self.model(
-            inputs_embeds=torch.cat([prefix, self.embed_codes(codes)], dim=1),
+            inputs_embeds=torch.cat([prefix, history], dim=1),
             attention_mask=torch.cat([mask, code_mask], dim=1),
             position_ids=torch.cat([positions, first[:, None] + steps], dim=1),
             use_cache=False,

@@ -57,7 +57,7 @@ class TextToSpeechProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["text_ids", "text_mask", "reference_features", "reference_mask"]
+        return ["text_ids", "text_mask", "ctc_labels", "reference_features", "reference_mask"]
 
     @property
     def ctc_vocab_size(self) -> int:
@@ -78,8 +78,9 @@ class TextToSpeechProcessor(ProcessorMixin):
         audio: one clip, or a list of B clips, at `sampling_rate` Hz (see `TextToSpeechFeatureExtractor`); a single
         clip serves all texts.
 
-        Returns text_ids (B, N) padded on the right and text_mask (B, N) bool; with audio also reference_features
-        (B, T_mel, num_mel_bins) and reference_mask (B, T_mel) bool.
+        Returns text_ids (B, N) padded on the right, text_mask (B, N) bool, and ctc_labels (B, N') padded with -100:
+        what a recogniser should hear. With audio also reference_features (B, T_mel, num_mel_bins) and reference_mask
+        (B, T_mel) bool.
 
         Raises ValueError for an empty, unspeakable or too long text, refused audio, or differing batch sizes.
         """
@@ -89,9 +90,11 @@ class TextToSpeechProcessor(ProcessorMixin):
             raise ValueError(f"The processor returns PyTorch tensors ('pt'), not {return_tensors!r}.")
         data: dict[str, torch.Tensor] = {}
         if text is not None:
-            ids = self._encode(self._symbols(text, is_symbols))
+            symbols = self._symbols(text, is_symbols)
+            ids = self._encode(symbols)
             data["text_ids"] = _pad(ids, self.tokenizer.pad_token_id)
             data["text_mask"] = _pad([[1] * len(row) for row in ids], 0).bool()
+            data["ctc_labels"] = self.ctc_labels(symbols, is_symbols=True)[0]
         if audio is not None:
             features = self.feature_extractor(audio, sampling_rate=sampling_rate)
             clips, mask = features["input_features"], features["feature_mask"]

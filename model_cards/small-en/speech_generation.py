@@ -12,6 +12,7 @@ from torch import nn
 from .audio_features import length_mask
 from .modeling_flow_decoder import SOLVER_STEPS
 from .modeling_speech_lm import GeneratedCodes
+from .reranking import check_candidates, generate_best
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
 from .styles import RATE, Style, level_words, resolve_styles
 from .voices import Condition, Voice, VoiceMixin
@@ -28,11 +29,14 @@ class SpeechGenerationError(RuntimeError):
 
 @dataclass
 class Request:
-    """One call of generate, checked: arguments of `SpeechLM.generate_codes`, the voice, and seeds (B,) of the noise."""
+    """One call of generate, checked: arguments of `SpeechLM.generate_codes`, the voice, seeds (B,) of the noise, how
+    many times the LM draws, and what should be heard then."""
 
     lm_arguments: dict[str, Any]
     condition: Condition
     seeds: torch.LongTensor
+    candidates: int = 1
+    ctc_labels: torch.LongTensor | None = None
 
 
 class SpeechGenerationMixin(VoiceMixin):
@@ -59,6 +63,8 @@ class SpeechGenerationMixin(VoiceMixin):
         decoder_temperature: float = 1.0,
         vocoder: bool = True,
         chunking: ChunkingLike = None,
+        candidates: int | None = None,
+        ctc_labels: torch.LongTensor | None = None,
         **sampling: Any,
     ) -> dict[str, torch.Tensor]:
         """Text (B, N) -> {"audio": (B, L), "audio_lengths": (B,), "mel": (B, T_mel, n_mels), "ids", "mask": (B, T)}.
@@ -69,7 +75,9 @@ class SpeechGenerationMixin(VoiceMixin):
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
         style: {"pitch": "high"} or "pitch=high" for instance, a level by name or number of what `config.styles`
         lists, or one such style a row; "rate" works with every checkpoint whose text positions are "aligned".
-        chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. sampling goes to
+        chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. candidates: how many
+        times the LM draws, for the reward model to keep what it understands best by ctc_labels (B, N), which the
+        processor gives; by default as many as the configuration says, or 1 without labels. sampling goes to
         `SpeechLM.generate_codes`.
 
         Raises SpeechGenerationError for speech that does not end within the length limit.
@@ -83,9 +91,10 @@ class SpeechGenerationMixin(VoiceMixin):
             seed,
             sampling,
             style,
+            (1 if ctc_labels is None else self.config.candidates) if candidates is None else candidates,
+            ctc_labels,
         )
-        generated = self.lm.generate_codes(**request.lm_arguments)
-        self._check_ended(generated)
+        generated = self._draw(request)
         solver = {"num_steps": num_steps, "guidance": guidance, "temperature": decoder_temperature}
         return self._decode(
             generated.ids, generated.mask, request.condition, request.seeds, vocoder, chunking, solver, request
@@ -105,12 +114,15 @@ class SpeechGenerationMixin(VoiceMixin):
         guidance: float = 0.7,
         decoder_temperature: float = 1.0,
         chunking: ChunkingLike = None,
+        candidates: int = 1,
+        ctc_labels: torch.LongTensor | None = None,
         **sampling: Any,
     ) -> Iterator[dict[str, torch.Tensor]]:
         """One text (1, N) -> an iterator of chunks {"audio": (1, L), "mel": (1, T_mel, n_mels), "ids": (1, T)}.
 
         The LM runs in a thread, and a chunk comes as soon as its tokens and the look-ahead are there. The chunks, put
-        together, are exactly what `generate` gives with the same `chunking` and `seed`. Arguments as there.
+        together, are exactly what `generate` gives with the same `chunking`, `candidates` and `seed`. Arguments as
+        there, but more than one of the candidates are for patient listeners: the first chunk waits for all of them.
 
         Raises ValueError at once for arguments that cannot be used. The iterator raises SpeechGenerationError after the
         chunks if speech did not end within the length limit. Leaving the iterator stops the LM.
@@ -118,12 +130,19 @@ class SpeechGenerationMixin(VoiceMixin):
         if text_ids is not None and text_ids.shape[0] != 1:
             raise ValueError(f"One text is streamed at a time, got a batch of {text_ids.shape[0]}.")
         speaker = voice if speaker_embedding is None else speaker_embedding
-        request = self._request(text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling, style)
+        request = self._request(
+            text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling, style, candidates, ctc_labels
+        )
         solver = {"num_steps": num_steps, "guidance": guidance, "temperature": decoder_temperature}
         return self._stream(request, self._chunk_decoder(request.condition, request.seeds, chunking, solver))
 
     @torch.no_grad()
     def _stream(self, request: Request, decoder: ChunkDecoder) -> Iterator[dict[str, torch.Tensor]]:
+        if request.candidates > 1:
+            generated = self._draw(request)
+            yield from decoder.push(generated.ids[0])
+            yield from decoder.finish()
+            return
         with TokenStream(partial(self.lm.generate_codes, **request.lm_arguments)) as tokens:
             for token in tokens:
                 if token != self.lm.end_token_id:
@@ -156,11 +175,14 @@ class SpeechGenerationMixin(VoiceMixin):
         seed: int | None,
         sampling: dict[str, Any],
         style: Style | Sequence[Style] | None = None,
+        candidates: int = 1,
+        ctc_labels: torch.LongTensor | None = None,
     ) -> Request:
         if text_ids is None or text_ids.numel() == 0:
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
+        check_candidates(candidates, ctc_labels, self.reward)
         given = {name: value for name, value in sampling.items() if name not in STOCK_PIPELINE_SETTINGS}
         batch = text_ids.shape[0]
         text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
@@ -198,7 +220,18 @@ class SpeechGenerationMixin(VoiceMixin):
             **given,
         }
         embedding = self.decoder.styled(condition.embedding, self.style_columns(style_levels, "decoder"))
-        return Request(lm_arguments, replace(condition, embedding=embedding), seeds)
+        return Request(lm_arguments, replace(condition, embedding=embedding), seeds, candidates, ctc_labels)
+
+    def _draw(self, request: Request) -> GeneratedCodes:
+        """The LM's answer to a request. Raises SpeechGenerationError for speech without an end."""
+        if request.candidates == 1:
+            generated = self.lm.generate_codes(**request.lm_arguments)
+        else:
+            generated = generate_best(
+                self.lm, self.reward, request.lm_arguments, request.ctc_labels, request.candidates
+            )
+        self._check_ended(generated)
+        return generated
 
     def resolve_style(
         self, style: Style | Sequence[Style], batch: int = 1

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,36 @@ class Chunking:
 ChunkingLike = Chunking | Mapping[str, int] | None
 
 
+class CoreSharing:
+    """Gives LM and decoder half of the CPU threads each while they run at the same time.
+
+    Two threads of Python that each spread their small operations over all cores wait for each other at every one: on
+    two cores the first sound then takes twice as long. The number of threads is a thread's own, but a new thread gets
+    the last one that was set, so what to go back to is kept until the last one leaves.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._threads = threading.Lock(), 0, 1
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._threads = torch.get_num_threads()
+            self._inside += 1
+            threads = self._threads
+            torch.set_num_threads(max(1, threads // 2))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                torch.set_num_threads(threads)
+
+
+half_of_the_cores = CoreSharing()
+
+
 class _Stop(StoppingCriteria):
     """Ends every row once the event is set."""
 
@@ -70,10 +101,14 @@ class TokenStream(BaseStreamer):
 
     def __enter__(self) -> "TokenStream":
         criteria = StoppingCriteriaList([_Stop(self._stopped)])
-        self._future = self._thread.submit(self._generate, streamer=self, stopping_criteria=criteria)
+        self._future = self._thread.submit(self._run, streamer=self, stopping_criteria=criteria)
         # Runs after the last token was put, also where an error ended the thread.
         self._future.add_done_callback(lambda _: self._tokens.put(self._END))
         return self
+
+    def _run(self, **arguments: Any) -> Any:
+        with half_of_the_cores():
+            return self._generate(**arguments)
 
     def __exit__(self, *exception: Any) -> None:
         self._stopped.set()
@@ -166,15 +201,16 @@ class ChunkDecoder:
         context = self.codes.shape[1]
         ids = self.pending[:, : count + self.chunking.look_ahead]
         codes = torch.cat([self.codes, self.quantizer.indices_to_codes(ids)], dim=1)
-        mel = self.decoder.sample(
-            codes,
-            speaker_embedding=self.speaker_embedding,
-            prompt_mel=self.mel if context else None,
-            seeds=self.seed,
-            first_frame=(self.position - context) * self.frames,
-            **self.solver,
-        )
-        audio = self._synthesise(mel, context * self.frames, count * self.frames)
+        with half_of_the_cores():
+            mel = self.decoder.sample(
+                codes,
+                speaker_embedding=self.speaker_embedding,
+                prompt_mel=self.mel if context else None,
+                seeds=self.seed,
+                first_frame=(self.position - context) * self.frames,
+                **self.solver,
+            )
+            audio = self._synthesise(mel, context * self.frames, count * self.frames)
         start, end = context * self.frames, (context + count) * self.frames
         chunk = {"audio": audio, "mel": mel[:, start:end], "ids": self.pending[:, :count]}
         self._remember(codes[:, : context + count], mel[:, :end])

@@ -53,6 +53,8 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder.
     temperature, top_k, top_p: sampling of the speech tokens; temperature 0 is greedy.
     text_guidance (`float`): above 1 the speech tokens keep closer to the text; 1 is off.
+    candidates (`int`): how many times to draw the speech tokens; the reward model keeps those that it understands best.
+        By default as the checkpoint says; `stream` draws once, since its first sound would wait for all.
     watermark (`bool`): True marks all speech inaudibly, False none. By default speech in the voice of a recording is
         marked, and what `convert` and `detokenize` make; where the package `resemble-perth` is missing it is not, and a
         warning says so, once.
@@ -188,6 +190,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         top_k: int | None = None,
         top_p: float | None = None,
         text_guidance: float | None = None,
+        candidates: int | None = None,
         watermark: bool | None = None,
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
@@ -199,6 +202,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             "top_k": (top_k, 1, math.inf),
             "top_p": (top_p, 1e-6, 1.0),
             "text_guidance": (text_guidance, 0.0, 100.0),
+            "candidates": (candidates, 1, 64),
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")

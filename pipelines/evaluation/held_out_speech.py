@@ -71,6 +71,7 @@ class HeldOutSpeaker:
             seed=self.seed + item["index"],
             num_steps=self.steps,
             guidance=self.guidance,
+            ctc_labels=torch.tensor([item["ctc_labels"]]),
             **self.sampling,
         )
         return result["audio"][0, : int(result["audio_lengths"][0])].numpy()
@@ -138,12 +139,14 @@ def add_rendering_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_k", type=int, help="by default the checkpoint's")
     parser.add_argument("--top_p", type=float, help="by default the checkpoint's")
     parser.add_argument("--text_guidance", type=float, help="by default the checkpoint's")
+    parser.add_argument("--candidates", type=int, help="tries, of which the best is kept; by default the checkpoint's")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def rendering_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `HeldOutSpeaker` but the model."""
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "text_guidance")}
+    names = ("temperature", "top_k", "top_p", "text_guidance", "candidates")
+    sampling = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in sampling.items() if value is not None}
     return {**{name: getattr(options, name) for name in ("steps", "guidance", "seed")}, "sampling": given}
 

@@ -329,15 +329,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sentences", type=int, default=8, help="how many lines of the text are timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--candidates", type=int, nargs="*", default=[4], metavar="N", help="also with so many candidates a sentence"
+    )
     parser.add_argument("--parts", action="store_true", help="also where the time of the checkpoint goes")
     parser.add_argument("--output", type=Path, help="also write the tables here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     texts = [line.strip() for line in options.text.read_text().splitlines() if line.strip()]
     texts = texts[: options.sentences + 1]
-    checkpoint = Checkpoint(load_pipeline(options.model), Path(options.model).name, seed=options.seed)
+    pipeline, name = load_pipeline(options.model), Path(options.model).name
+    checkpoint = Checkpoint(pipeline, name, seed=options.seed, candidates=1)
+    choosy = [
+        Checkpoint(pipeline, f"{name}, best of {count}", seed=options.seed, candidates=count)
+        for count in options.candidates
+    ]
     peers, missing = load_peers(options.peers, options.threads)
-    systems = [checkpoint, *peers]
+    systems = [checkpoint, *choosy, *peers]
     text = f"{len(texts) - 1} sentences, {options.threads} threads.\n\n" + table(systems, compare(systems, texts))
     text += "".join(f"\n{line}\n" for line in missing)
     if options.parts:

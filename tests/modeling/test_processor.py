@@ -298,7 +298,7 @@ def test_text_ids(processor):
 
 def test_reference_audio(processor):
     batch = processor(text=["Hello.", "Bye."], audio=[noise(1), noise(0.5)], sampling_rate=16000)
-    assert set(batch) == {"text_ids", "text_mask", "reference_features", "reference_mask"}
+    assert set(batch) == {"text_ids", "text_mask", "ctc_labels", "reference_features", "reference_mask"}
     assert batch["reference_mask"].sum(1).tolist() == [50, 26]
     shared = processor(text=["Hello.", "Bye."], audio=noise(1), sampling_rate=16000)
     assert shared["reference_features"].shape == (2, 50, 80) and shared["reference_mask"].all()

@@ -72,6 +72,8 @@ def test_speak_to_a_file(folder, tmp_path, capsys, monkeypatch):
     give_input(monkeypatch, text.encode())
     run("speak", "-", *options, "-q")
     assert np.array_equal(soundfile.read(output)[0], audio) and capsys.readouterr().err == ""
+    run("speak", text, *options, "--candidates", "4")
+    assert not np.array_equal(soundfile.read(output)[0], audio)
     run("speak", "Hello.", *options[:4], "--reference", output, "--guidance", "0")
 
 

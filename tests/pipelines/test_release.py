@@ -1,10 +1,12 @@
 """What a release stores beside weights: how it samples by default."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModel
 
-from e2e_tts.pipelines.release import parse_sampling
+from e2e_tts.pipelines.release import main, parse_sampling
 
 
 def test_a_checkpoint_samples_as_it_says_unless_the_call_says_otherwise(tiny_model, tmp_path, monkeypatch):
@@ -30,3 +32,15 @@ def test_a_checkpoint_samples_as_it_says_unless_the_call_says_otherwise(tiny_mod
 def test_sampling_that_means_nothing_is_refused(entry):
     with pytest.raises(ValueError):
         parse_sampling([entry])
+
+
+def test_a_checkpoint_draws_as_often_as_its_release_says(tiny_model, tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "trained")
+    main(["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--candidates", "3"])
+    assert AutoModel.from_pretrained(tmp_path / "release").config.candidates == 3
+    config = copy.deepcopy(model.config)
+    config.reward_config.ctc_vocab_size = 0
+    type(model)(config).save_pretrained(tmp_path / "deaf")
+    with pytest.raises(SystemExit, match="--candidates needs a reward model with a CTC head"):
+        main(["--model", str(tmp_path / "deaf"), "--output", str(tmp_path / "no"), "--candidates", "3"])

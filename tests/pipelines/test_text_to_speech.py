@@ -65,7 +65,8 @@ def test_lists_and_batches(pipe):
 
 def test_sampling_and_decoder_settings_matter(pipe):
     base = pipe(TEXTS[1], seed=0)
-    for settings in ({"num_steps": 2}, {"guidance": 0.0}, {"speed": 2.0}, {"temperature": 0.2}, {"top_k": 2}):
+    changes = {"num_steps": 2, "guidance": 0.0, "speed": 2.0, "temperature": 0.2, "top_k": 2, "candidates": 3}
+    for settings in ({name: value} for name, value in changes.items()):
         assert not same(pipe(TEXTS[1], seed=0, **settings), base), settings
     assert same(pipe(TEXTS[1], seed=0, top_p=0.8, top_k=25, temperature=1.0, num_steps=6, speed=1.0), base)
 

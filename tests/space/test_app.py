@@ -61,7 +61,7 @@ def test_every_control_counts(client):
     settings = {"seed": 0, "speed": 1.0, "guidance": 0.7, "steps": 2, "temperature": 1.0, "top_k": 25, "top_p": 0.8}
     samples, _ = speak(client, SENTENCE, **settings)
     changes = {"voice": "ben", "speed": 1.5, "guidance": 2.0, "steps": 3, "temperature": 0.0, "top_k": 1, "top_p": 0.1}
-    changes["text_guidance"] = 4.0
+    changes |= {"text_guidance": 4.0, "candidates": 4}
     for name, value in changes.items():
         other, _ = speak(client, SENTENCE, **(settings | {name: value}))
         assert not np.array_equal(other, samples), f"{name} changes nothing"

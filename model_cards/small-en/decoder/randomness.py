@@ -26,8 +26,8 @@ def seeded_noise(
 ) -> torch.Tensor:
     """Noise (B, T, n), drawn frame after frame, so that padding an utterance does not change its own noise.
 
-    kind: "normal" or "gumbel" (standard, for the Gumbel-Softmax trick). first: the frame of the utterance at which the
-    noise begins; a part of an utterance then gets the noise that it has in the whole.
+    kind: "normal", "gumbel" (standard, for the Gumbel-Softmax trick) or "uniform" in [0, 1). first: the frame of the
+    utterance at which the noise begins; a part of an utterance then gets the noise that it has in the whole.
     """
     shape = (first + shape[0], *shape[1:])
     rows = []
@@ -39,6 +39,8 @@ def seeded_noise(
         elif kind == "gumbel":
             uniform = torch.rand(shape, generator=generator).clamp(1e-10, 1.0 - 1e-7)
             rows.append(-(-uniform.log()).log())
+        elif kind == "uniform":
+            rows.append(torch.rand(shape, generator=generator))
         else:
-            raise ValueError(f"Unknown kind of noise {kind!r}; use 'normal' or 'gumbel'.")
+            raise ValueError(f"Unknown kind of noise {kind!r}; use 'normal', 'gumbel' or 'uniform'.")
     return torch.stack(rows)[:, first:].to(device)

@@ -120,15 +120,16 @@ class RewardModel(PreTrainedModel):
                 output.loss_ser = mean_of_labelled(losses, emotion_labels != -100)
         return output
 
-    def _ctc_loss(
+    def _ctc_losses(
         self, logits: torch.Tensor, frames: torch.Tensor, labels: torch.LongTensor
-    ) -> tuple[torch.Tensor, torch.BoolTensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.BoolTensor]:
+        """Nats a label (B,), 0 where there are none to be found, numbers of labels (B,), and which rows are too short
+        for theirs."""
         valid = labels != -100
         label_lengths = valid.sum(dim=1)
         # Two equal labels in a row need a blank between them, hence one more frame.
         repeats = ((labels[:, 1:] == labels[:, :-1]) & valid[:, 1:]).sum(dim=1)
         too_short = frames < label_lengths + repeats
-        labelled = (label_lengths > 0) & ~too_short
         losses = nn.functional.ctc_loss(
             logits.float().log_softmax(dim=-1).transpose(0, 1),
             labels.masked_fill(~valid, 0),
@@ -138,19 +139,40 @@ class RewardModel(PreTrainedModel):
             reduction="none",
             zero_infinity=True,
         )
-        return mean_of_labelled(losses / label_lengths.clamp_min(1), labelled), too_short
+        return losses / label_lengths.clamp_min(1), label_lengths, too_short
+
+    def _ctc_loss(
+        self, logits: torch.Tensor, frames: torch.Tensor, labels: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.BoolTensor]:
+        losses, label_lengths, too_short = self._ctc_losses(logits, frames, labels)
+        return mean_of_labelled(losses, (label_lengths > 0) & ~too_short), too_short
+
+    def _recognise(
+        self, codes: torch.Tensor, mask: torch.Tensor | None, purpose: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """CTC logits (B, T * ctc_upsampling, vocab) of codes (B, T, D), and the number of frames of each row (B,)."""
+        if self.ctc_head is None:
+            raise ValueError(f"This reward model has no CTC head (ctc_vocab_size is 0), so it cannot {purpose}.")
+        mask = codes.new_ones(codes.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        return self(codes, mask).ctc_logits, mask.sum(dim=1) * self.config.ctc_upsampling
+
+    @torch.no_grad()
+    def recognition_losses(
+        self, codes: torch.Tensor, mask: torch.Tensor | None, ctc_labels: torch.LongTensor
+    ) -> torch.Tensor:
+        """How far speech is from saying its text: the CTC loss in nats a label (B,) of codes (B, T, D), infinite where
+        the speech is too short for its labels (B, N), which are padded with -100."""
+        logits, frames = self._recognise(codes, mask, "tell how well speech is understood")
+        losses, _, too_short = self._ctc_losses(logits, frames, ctc_labels)
+        return losses.masked_fill(too_short, torch.inf)
 
     @torch.no_grad()
     def transcribe(self, codes: torch.Tensor, mask: torch.Tensor | None = None) -> list[list[int]]:
         """Greedy CTC decoding: codes (B, T, D) -> alphabet indices of each utterance, blanks and repeats removed."""
-        if self.ctc_head is None:
-            raise ValueError("This reward model has no CTC head (ctc_vocab_size is 0), so it cannot transcribe.")
-        mask = codes.new_ones(codes.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-        best = self(codes, mask).ctc_logits.argmax(dim=-1)
-        frames = (mask.sum(dim=1) * self.config.ctc_upsampling).tolist()
+        logits, frames = self._recognise(codes, mask, "transcribe")
         return [
             [label for label in torch.unique_consecutive(row[:count]).tolist() if label]
-            for row, count in zip(best, frames, strict=True)
+            for row, count in zip(logits.argmax(dim=-1), frames.tolist(), strict=True)
         ]
 
 
