@@ -25,13 +25,16 @@ ANNOTATED = ("text_ids", "ctc_labels", "speaker_embedding")
 # Batches of one pool are of similar length where the pool has many times the rows of a batch.
 BATCHES_PER_POOL = 20
 UNLABELLED = -100
+NOT_GIVEN = -1
+TOKENS = "speech_ids"  # of rows whose tokens are known, see e2e_tts.trainers.data.self_speech
 STYLE_PREFIX = "style_"  # of the columns of e2e_tts.trainers.data.style_labels, a clip's rank among its speaker's
 
 
 def load_prepared(folders: Sequence[str], split: str) -> Dataset:
     """Concatenates prepared folders (see `prepare` and `annotate`) and keeps one split, sources included.
 
-    Columns that not all folders have are left out, but for labels of style: they are empty in the rows of the others.
+    Columns that not all folders have are left out, but for labels of style and speech_ids: they are empty in the rows
+    of the others.
     Raises ValueError if a folder is no prepared data set, if folders were annotated with different speaker encoders,
     and if there are no rows.
     """
@@ -49,8 +52,9 @@ def load_prepared(folders: Sequence[str], split: str) -> Dataset:
     for folder, part in parts:
         if missing := [name for name in styles if name not in part.column_names]:
             logger.warning("%s has no %s: e2e_tts.trainers.data.style_labels adds labels of style.", folder, missing)
+    optional = [name for name in (*styles, TOKENS) if name not in common]
     kept = [
-        part.select_columns([*common, *(name for name in styles if name in part.column_names and name not in common)])
+        part.select_columns([*common, *(name for name in optional if name in part.column_names)])
         .select(np.flatnonzero(np.asarray(part["split"][:]) == split))
         for _, part in parts
     ]
@@ -202,7 +206,7 @@ class Collator:
     the tokenizer. With `emotions`, the names of the classes of an emotion head, emotion_labels (B,) holds the classes
     of the column emotion, -100 where it is empty. With `styles`, those of the model, style_levels (B, S) holds their
     levels in this order: those of ranks in the column style_NAME, or the classes in the column NAME; 0 where a column
-    or its value is missing.
+    or its value is missing. Where a row brings its tokens in speech_ids, given_ids (B, T) holds them, -1 elsewhere.
 
     Raises ValueError for rows that are not annotated, and for an emotion or the like that is no class.
     """
@@ -259,6 +263,18 @@ class Collator:
         return {"style_levels": torch.tensor(levels)}
 
     @staticmethod
+    def _given_ids(rows: list[dict], counts: list[int]) -> dict[str, torch.Tensor]:
+        given = [row.get(TOKENS) or [] for row in rows]
+        if not any(given):
+            return {}
+        batch = torch.full((len(rows), max(counts)), NOT_GIVEN)
+        for target, ids, count, row in zip(batch, given, counts, rows, strict=True):
+            if ids and len(ids) != count:
+                raise ValueError(f"Row {row['id']} has {len(ids)} tokens in {TOKENS}, but audio of {count}.")
+            target[: len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return {"given_ids": batch}
+
+    @staticmethod
     def _stack(waveforms: list[np.ndarray], lengths: list[int]) -> torch.Tensor:
         audio = torch.zeros(len(waveforms), max(lengths))
         for target, waveform, length in zip(audio, waveforms, lengths, strict=True):
@@ -271,7 +287,7 @@ class Collator:
             raise ValueError(f"The rows lack {missing}: give folders that e2e_tts.trainers.data.annotate has written.")
         waveforms = [row["waveform"] for row in rows]
         counts = [padded_length(len(waveform), self.audio_per_token) // self.audio_per_token for waveform in waveforms]
-        batch = self._emotion_labels(rows) | self._style_levels(rows)
+        batch = self._emotion_labels(rows) | self._style_levels(rows) | self._given_ids(rows, counts)
         if self.decoder_mel is not None:
             batch["mel"] = self.decoder_mel(self._stack(waveforms, [count * self.audio_per_token for count in counts]))
             rates = self.audio_spec.sampling_rate, self.mel.spec.sampling_rate

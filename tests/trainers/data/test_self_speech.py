@@ -1,0 +1,119 @@
+"""Speech of a checkpoint as training data: what is kept, its tokens, a run that goes on, and training on it."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+
+from e2e_tts.pipelines.release import save_release
+from e2e_tts.trainers.data import self_speech
+from e2e_tts.trainers.data.self_speech import main
+from e2e_tts.trainers.data.speech_data import NOT_GIVEN, Collator, SpeechDataset, decode, load_prepared
+
+SENTENCES = ["Hello, world!", "!?", "A longer sentence follows here.", "Birds sing.", "She sells sea shells."]
+
+
+@pytest.fixture(scope="module")
+def release(tiny_model, processor, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("release")
+    save_release(tiny_model(), processor, path, torch.float32)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def arguments(release, tmp_path_factory) -> list[str]:
+    path = tmp_path_factory.mktemp("sentences") / "sentences.txt"
+    path.write_text("\n".join([*SENTENCES, SENTENCES[0], ""]))
+    return ["--model", release, "--sentences", str(path), "--candidates", "3", "--batch_texts", "2"]
+
+
+@pytest.fixture(scope="module")
+def rows(arguments, tmp_path_factory):
+    output = tmp_path_factory.mktemp("self") / "rows"
+    main([*arguments, "--max_loss", "100", "--output", str(output)])
+    return output
+
+
+def refused(folder) -> dict[str, str]:
+    with (folder / "refused.csv").open(newline="") as file:
+        return {row["text"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_rows_hold_what_the_lm_drew(rows, tiny_model):
+    kept = load_from_disk(str(rows))
+    assert kept["text"][:] == [SENTENCES[index] for index in (0, 2, 3, 4)]
+    assert kept["speaker"][:] == ["anna", "anna", "ben", "anna"]  # in turns, the unspeakable one included
+    assert "can be spoken" in refused(rows)["!?"]
+    model = tiny_model()
+    for row in kept:
+        samples = decode(row["audio"], 16000)
+        assert len(samples) == 640 * len(row["speech_ids"]) and np.abs(samples).max() > 0
+        assert row["seconds"] == pytest.approx(len(samples) / 16000)
+        codes = model.lm.quantizer.indices_to_codes(torch.tensor([row["speech_ids"]]))
+        loss = model.reward.recognition_losses(codes, None, torch.tensor([row["ctc_labels"]]))
+        assert row["reward_loss"] == pytest.approx(float(loss), rel=1e-3)
+    embedding = model.voice_embeddings[list(model.config.voices).index("ben")]
+    torch.testing.assert_close(torch.tensor(kept[2]["speaker_embedding"]), embedding)
+
+
+def test_what_is_badly_understood_is_left_out(arguments, rows, tmp_path):
+    losses = sorted(load_from_disk(str(rows))["reward_loss"][:])
+    limit = (losses[1] + losses[2]) / 2
+    main([*arguments, "--max_loss", str(limit), "--output", str(tmp_path / "good")])
+    good = load_from_disk(str(tmp_path / "good"))
+    assert len(good) == 2 and max(good["reward_loss"][:]) < limit
+    assert sum("loss is" in reason for reason in refused(tmp_path / "good").values()) == 2
+    assert json.loads((tmp_path / "good" / "self_speech.json").read_text())["max_loss"] == pytest.approx(limit)
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--max_loss", "0", "--output", str(tmp_path / "none")])
+    assert end.value.code == 1 and not (tmp_path / "none").exists()
+
+
+def test_a_killed_run_goes_on(arguments, rows, tmp_path, monkeypatch):
+    speak, spoken = self_speech.SelfSpeaker.__call__, []
+
+    def killed_later(self, sentences, number):
+        if number == 2 and not spoken:
+            spoken.append(number)
+            raise KeyboardInterrupt
+        return speak(self, sentences, number)
+
+    monkeypatch.setattr(self_speech.SelfSpeaker, "__call__", killed_later)
+    command = [*arguments, "--max_loss", "100", "--output", str(tmp_path / "rows")]
+    with pytest.raises(KeyboardInterrupt):
+        main(command)
+    main(command)
+    assert load_from_disk(str(tmp_path / "rows"))["speech_ids"][:] == load_from_disk(str(rows))["speech_ids"][:]
+
+
+def test_unknown_voices_are_refused(arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--voices", "anna", "carl", "--output", str(tmp_path / "rows")])
+    assert "not ['carl']" in capsys.readouterr().err
+
+
+def test_the_lm_learns_the_tokens_that_were_drawn(rows, tiny_model):
+    model = tiny_model()
+    dataset = SpeechDataset(load_prepared([str(rows)], "train"), Collator.for_model(model.config).audio_spec)
+    items = [dataset[0], dataset[1] | {"speech_ids": []}]
+    batch = Collator.for_model(model.config)(items)
+    given = batch.pop("given_ids")
+    assert given[0][given[0] != NOT_GIVEN].tolist() == items[0]["speech_ids"]
+    assert (given[1] == NOT_GIVEN).all()
+    batch.pop("utterance")
+    inputs = batch | {"speaker_embedding": batch["speaker_target"], "seeds": torch.tensor([1, 2])}
+    with torch.no_grad():
+        heard = model(**inputs, true_losses=("lm",))
+        both = model(**inputs, given_ids=given, true_losses=("lm",))
+    assert both.ids[0][both.mask[0]].tolist() == items[0]["speech_ids"]
+    assert torch.equal(both.ids[1], heard.ids[1]) and not torch.equal(both.ids[0], heard.ids[0])
+    with torch.no_grad():
+        codes = model.lm.quantizer.indices_to_codes(both.ids) * both.mask[..., None]
+        prefix = (batch["text_ids"], batch["text_mask"], codes, both.mask, both.ids)
+        expected = model.lm(*prefix, batch["speaker_target"], batch["tokens_per_symbol"]).loss
+    torch.testing.assert_close(both.loss_lm, expected)
+    with pytest.raises(ValueError, match="tokens in speech_ids, but audio of"):
+        Collator.for_model(model.config)([dataset[0] | {"speech_ids": [1, 2]}])

@@ -1,0 +1,204 @@
+"""Speaks sentences with a checkpoint and keeps what its reward model understands: rejection sampling for the LM.
+
+python -m e2e_tts.trainers.data.self_speech --model model_cards/small-en --sentences sentences.txt --candidates 8 \\
+    --output data/self
+
+Of every sentence the LM draws several times, the best is kept if the reward model's CTC loss a label is at most
+--max_loss. The rows are annotated and hold the drawn tokens in the column speech_ids, from which `refine_lm` learns
+beside real speech (give the folder in data.folders and its source, "self", a weight in data.weights): more sentences
+than the corpus has, in the voices of the corpus, without what the LM gets wrong. Text guidance is learnt with them.
+What is left out is listed in refused.csv. A run that was stopped goes on when it is started again.
+"""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from datasets import Dataset, Features, List, Value, disable_progress_bars
+from transformers import AutoModel, AutoProcessor
+
+from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
+from e2e_tts.modeling.reranking import generate_best
+
+from .part_store import Pace, PartStore
+from .prepare import FEATURES as PREPARED
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "self"
+FEATURES = PREPARED | {
+    "text_ids": List(Value("int64")),
+    "ctc_labels": List(Value("int64")),
+    "speaker_embedding": List(Value("float64")),
+    "speech_ids": List(Value("int64")),
+    "reward_loss": Value("float32"),
+    "refused": Value("string"),
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How sentences are drawn: how often, the largest loss that is kept, sentences a batch, and the seed."""
+
+    candidates: int = 8
+    max_loss: float = 1.0
+    batch_texts: int = 8
+    seed: int = 0
+
+
+class SelfSpeaker:
+    """Sentences -> rows; the built-in voices take turns."""
+
+    def __init__(self, model: E2ETTSModel, processor: TextToSpeechProcessor, voices: Sequence[str], drawing: Drawing):
+        self.model, self.processor, self.voices, self.drawing = model, processor, list(voices), drawing
+
+    @torch.no_grad()
+    def __call__(self, sentences: Sequence[str], number: int) -> list[dict]:
+        """Rows of a batch of sentences of which the first has this number, which keys the draws and the voices."""
+        model, rows, speakable = self.model, {}, []
+        for index, sentence in enumerate(sentences):
+            try:
+                self.processor(text=sentence)
+                speakable.append(index)
+            except ValueError as error:
+                rows[index] = self._row(number + index, sentence, refused=str(error))
+        if speakable:
+            inputs = self.processor(text=[sentences[index] for index in speakable])
+            voices = [self._voice(number + index) for index in speakable]
+            places = [list(model.config.voices).index(voice) for voice in voices]
+            embeddings = model.voice_embeddings[places].float()
+            arguments = {
+                "text_ids": inputs["text_ids"],
+                "text_mask": inputs["text_mask"],
+                "speaker_embedding": embeddings,
+                "tokens_per_symbol": torch.tensor([model.config.voices[voice] for voice in voices]),
+                "generator": torch.Generator().manual_seed(self.drawing.seed + number),
+                **model.config.sampling,
+            }
+            drawn = generate_best(model.lm, model.reward, arguments, inputs["ctc_labels"], self.drawing.candidates)
+            codes = model.lm.quantizer.indices_to_codes(drawn.ids) * drawn.mask[..., None]
+            losses = model.reward.recognition_losses(codes, drawn.mask, inputs["ctc_labels"])
+            decoded = model.decode(drawn.ids, drawn.mask, voice=voices, seed=self.drawing.seed + number)
+            for place, index in enumerate(speakable):
+                loss = float(losses[place])
+                reason = "" if loss <= self.drawing.max_loss else f"The reward model's loss is {loss:.2f}."
+                if not bool(drawn.finished[place]):
+                    reason = "No draw came to an end within the length limit."
+                samples = decoded["audio"][place, : int(decoded["audio_lengths"][place])].float().numpy()
+                rows[index] = self._row(
+                    number + index,
+                    sentences[index],
+                    samples=samples,
+                    reward_loss=loss,
+                    refused=reason,
+                    speech_ids=drawn.ids[place][drawn.mask[place]].tolist(),
+                    text_ids=inputs["text_ids"][place][inputs["text_mask"][place]].tolist(),
+                    ctc_labels=[label for label in inputs["ctc_labels"][place].tolist() if label > 0],
+                    speaker_embedding=embeddings[place].tolist(),
+                )
+        return [rows[index] for index in range(len(sentences))]
+
+    def _voice(self, number: int) -> str:
+        return self.voices[number % len(self.voices)]
+
+    def _row(self, number: int, sentence: str, samples: np.ndarray | None = None, refused: str = "", **values) -> dict:
+        rate, audio = self.model.sampling_rate, io.BytesIO()
+        samples = np.zeros(0, np.float32) if samples is None or refused else samples
+        soundfile.write(audio, samples.clip(-1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
+        lists = {name: values.get(name, []) for name in ("text_ids", "ctc_labels", "speaker_embedding", "speech_ids")}
+        return lists | {
+            "id": f"{SOURCE}_{number:06d}",
+            "audio": {"bytes": audio.getvalue(), "path": f"{SOURCE}_{number:06d}.flac"},
+            "text": sentence,
+            "speaker": self._voice(number),
+            "emotion": "",
+            "language": self.processor.language,
+            "source": SOURCE,
+            "seconds": len(samples) / rate,
+            "split": "train",
+            "reward_loss": values.get("reward_loss", float("inf")),
+            "refused": refused,
+        }
+
+
+def batches(sentences: Sequence[str], size: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """The number of the first and the sentences of each batch."""
+    for start in range(0, len(sentences), size):
+        yield start, sentences[start : start + size]
+
+
+def speak_all(sentences: Sequence[str], speaker: SelfSpeaker, output: Path, settings: dict, overwrite: bool) -> Dataset:
+    """Writes the kept rows to `output`, with refused.csv and self_speech.json (the settings), and returns them.
+
+    Raises FileExistsError (see `PartStore`), ValueError if no sentence is kept.
+    """
+    store = PartStore(output, settings, Features(FEATURES), overwrite)
+    done = sum(note["rows"] for note in store.notes)
+    pace = Pace(done, len(sentences))
+    for number, batch in batches(sentences, speaker.drawing.batch_texts):
+        if number >= done:
+            store.add(speaker(batch, number), {})
+            logger.info("%s", pace(number + len(batch)))
+    rows = store.rows()
+    if rows is None:
+        raise ValueError("There are no sentences.")
+    reasons = rows["refused"][:]
+    kept = [index for index, reason in enumerate(reasons) if not reason]
+    if not kept:
+        store.discard()
+        raise ValueError(f"No sentence was spoken well enough; of the first: {reasons[0]} Raise --max_loss.")
+    listed = io.StringIO()
+    csv.writer(listed).writerows(
+        [("id", "text", "reason"), *((row["id"], row["text"], row["refused"]) for row in
+         rows.select_columns(["id", "text", "refused"]) if row["refused"])]
+    )  # fmt: skip
+    files = {"refused.csv": listed.getvalue(), "self_speech.json": json.dumps(settings, indent=1)}
+    chosen = rows.select(kept).remove_columns("refused")
+    store.finish(chosen, files)
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a released checkpoint with built-in voices")
+    parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
+    parser.add_argument("--voices", nargs="+", help="built-in voices, in turns; by default all")
+    parser.add_argument("--candidates", type=int, default=Drawing.candidates, help="draws of each sentence")
+    parser.add_argument("--max_loss", type=float, default=Drawing.max_loss, help="nats a label that are still kept")
+    parser.add_argument("--batch_texts", type=int, default=Drawing.batch_texts, help="sentences drawn at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    disable_progress_bars()
+    try:
+        lines = options.sentences.read_text(encoding="utf-8").splitlines()
+        sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
+        voices = options.voices or list(model.config.voices)
+        if not voices or (unknown := sorted(set(voices) - set(model.config.voices))):
+            raise ValueError(f"The model has the built-in voices {list(model.config.voices)}, not {unknown or 'none'}.")
+        drawing = Drawing(options.candidates, options.max_loss, options.batch_texts, options.seed)
+        names = ("model", "candidates", "max_loss", "batch_texts", "seed")
+        digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
+        settings = {name: getattr(options, name) for name in names} | {"voices": voices, "sentences": digest}
+        speaker = SelfSpeaker(model, processor, voices, drawing)
+        rows = speak_all(sentences, speaker, options.output, settings, options.overwrite)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+    print(f"{len(rows)} of {len(sentences)} sentences kept -> {options.output}")
+
+
+if __name__ == "__main__":
+    main()
