@@ -227,7 +227,7 @@ class SpeechGenerationMixin(VoiceMixin):
         if request.candidates == 1:
             generated = self.lm.generate_codes(**request.lm_arguments)
         else:
-            generated = generate_best(
+            generated, _ = generate_best(
                 self.lm, self.reward, request.lm_arguments, request.ctc_labels, request.candidates
             )
         self._check_ended(generated)

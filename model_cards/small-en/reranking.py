@@ -32,11 +32,13 @@ def check_candidates(candidates: int, ctc_labels: torch.LongTensor | None, rewar
 
 def generate_best(
     lm: SpeechLM, reward: RewardModel, arguments: dict[str, Any], ctc_labels: torch.LongTensor, candidates: int
-) -> GeneratedCodes:
+) -> tuple[GeneratedCodes, torch.Tensor]:
     """Draws `candidates` times for each text and keeps, of those that ended, the one of the lowest CTC loss a label.
 
     arguments: of `SpeechLM.generate_codes`, for B texts; all candidates of all texts are one batch. ctc_labels (B, N):
     what should be heard in the codes, without what a prompt says; 0 or -100 in padding.
+
+    Returns the codes and their losses (B,), infinite where no draw is of use.
     """
     repeated = {
         name: value.repeat_interleave(candidates, dim=0) if name in _ROWS and value is not None else value
@@ -50,8 +52,9 @@ def generate_best(
     mask = drawn.mask.clone()
     mask[:, 0] |= is_empty
     losses = reward.recognition_losses(codes, mask, labels).masked_fill(is_empty | ~drawn.finished, torch.inf)
-    losses = losses.view(-1, candidates)
-    best = losses.argmin(dim=1) + torch.arange(len(losses), device=losses.device) * candidates
+    lowest, place = losses.view(-1, candidates).min(dim=1)
+    best = place + torch.arange(len(place), device=place.device) * candidates
     kept = drawn.mask[best]
     length = int(kept.sum(dim=1).max())
-    return GeneratedCodes(ids=drawn.ids[best, :length], mask=kept[:, :length], finished=drawn.finished[best])
+    generated = GeneratedCodes(ids=drawn.ids[best, :length], mask=kept[:, :length], finished=drawn.finished[best])
+    return generated, lowest

@@ -36,7 +36,7 @@ def test_keeps_of_each_text_what_is_understood_best(model, processor):
     inputs = processor(text=TEXTS)
     rates = torch.tensor([1.5, 2.0])
     arguments = {"text_ids": inputs["text_ids"], "text_mask": inputs["text_mask"], "tokens_per_symbol": rates}
-    best = generate_best(
+    best, lowest = generate_best(
         model.lm, model.reward, arguments | {"generator": torch.Generator().manual_seed(0)}, inputs["ctc_labels"], 3
     )
     repeated = {name: value.repeat_interleave(3, dim=0) for name, value in arguments.items()}
@@ -49,12 +49,13 @@ def test_keeps_of_each_text_what_is_understood_best(model, processor):
             losses.append(model.reward(codes, None, inputs["ctc_labels"][text : text + 1]).loss_asr.item())
         assert len(set(losses)) == 3
         kept.append(3 * text + losses.index(min(losses)))
+        assert lowest[text].item() == pytest.approx(min(losses), rel=1e-4)
     for row, chosen in enumerate(kept):
         assert torch.equal(best.ids[row][best.mask[row]], drawn.ids[chosen][drawn.mask[chosen]])
     assert best.mask[:, -1].any()
     # A pipeline pads labels of several texts with the blank.
     padded = inputs["ctc_labels"].clamp_min(0)
-    again = generate_best(
+    again, _ = generate_best(
         model.lm, model.reward, arguments | {"generator": torch.Generator().manual_seed(0)}, padded, 3
     )
     assert torch.equal(again.ids, best.ids)
@@ -69,10 +70,11 @@ def test_what_did_not_end_or_is_empty_is_not_kept(model, monkeypatch):
     )
     monkeypatch.setattr(model.lm, "generate_codes", lambda **arguments: drawn)
     labels = torch.tensor([[5, 6]])
-    best = generate_best(model.lm, model.reward, {}, labels, 4)
+    best, _ = generate_best(model.lm, model.reward, {}, labels, 4)
     assert best.finished.item() and torch.equal(best.ids[0], drawn.ids[2, :5]) and best.mask.all()
     drawn.finished[:] = False
-    assert not generate_best(model.lm, model.reward, {}, labels, 4).finished.any()
+    none, losses = generate_best(model.lm, model.reward, {}, labels, 4)
+    assert not none.finished.any() and losses.item() == torch.inf
 
 
 def test_generate_and_streams_choose_alike(model, processor):

@@ -85,9 +85,9 @@ class SelfSpeaker:
                 "generator": torch.Generator().manual_seed(self.drawing.seed + number),
                 **model.config.sampling,
             }
-            drawn = generate_best(model.lm, model.reward, arguments, inputs["ctc_labels"], self.drawing.candidates)
-            codes = model.lm.quantizer.indices_to_codes(drawn.ids) * drawn.mask[..., None]
-            losses = model.reward.recognition_losses(codes, drawn.mask, inputs["ctc_labels"])
+            drawn, losses = generate_best(
+                model.lm, model.reward, arguments, inputs["ctc_labels"], self.drawing.candidates
+            )
             decoded = model.decode(drawn.ids, drawn.mask, voice=voices, seed=self.drawing.seed + number)
             for place, index in enumerate(speakable):
                 loss = float(losses[place])
