@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def load_prepared(folders: Sequence[str], split: str) -> Dataset:
         for _, part in parts
     ]
     if not sum(len(part) for part in kept):
-        raise ValueError(f"No rows of split {split!r} in {list(folders)}; run e2e_tts.trainers.data.prepare first.")
+        found = Counter(name for _, part in parts for name in part["split"][:])
+        raise ValueError(
+            f"No rows of split {split!r} in {list(folders)}, which hold {dict(found)}. Hold rows out with "
+            "e2e_tts.trainers.data.prepare (--dev-fraction, --test-fraction or --split-file), or train without any: "
+            "data.eval_rows=0."
+        )
     return concatenate_datasets(kept)
 
 
