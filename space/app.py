@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from checkpoints import VARIABLE, find_sources, load_checkpoints
-from PIL import Image
+from files import save_audio
 from speech import MAX_CHARACTERS, Request, Speech, left_out, speak, to_int16, to_wav
 
 MAX_QUEUE = 32
@@ -34,9 +34,6 @@ vocoder makes it audible. Tokens, language model and decoder were trained togeth
 MARKED = "This speech in a cloned voice carries an inaudible watermark; `e2e-tts detect` finds it."
 UNMARKED = "This speech in a cloned voice carries no watermark: the package `resemble-perth` would add it here."
 
-# A rate in Hz and samples.
-Audio = tuple[int, np.ndarray]
-
 
 class Demo:
     """The functions behind the page, over one or several checkpoints. Names of their parameters are names in the API.
@@ -57,7 +54,7 @@ class Demo:
 
     def play(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
-    ) -> Iterator[tuple[bytes | None, Audio | None, Image.Image, str]]:
+    ) -> Iterator[tuple[bytes | None, str | None, str, str]]:
         """For the page: a chunk for the player, the recording once it is complete, the picture as it grows, and a line
         about the watermark of cloned speech."""
         for chunk, speech in self._speak(True, text, voice, reference, **inputs):
@@ -67,28 +64,28 @@ class Demo:
 
     def stream(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
-    ) -> Iterator[Audio]:
+    ) -> Iterator[str]:
         """Speaks a text and gives the audio in chunks, each as soon as it is there."""
         for chunk, speech in self._speak(True, text, voice, reference, **inputs):
-            yield speech.rate, to_int16(chunk)
+            yield save_audio(speech.rate, to_int16(chunk))
 
     def speak(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
-    ) -> tuple[Audio, Image.Image]:
+    ) -> tuple[str, str]:
         """Speaks a text with a built-in voice or, where a clip is given, with the voice of the clip."""
         *_, (_, speech) = self._speak(False, text, voice, reference, **inputs)
         return speech.recording(), speech.picture()
 
     def compare(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
-    ) -> Iterator[list[Audio | Image.Image | None]]:
+    ) -> Iterator[list[str | None]]:
         """Speaks a text with every checkpoint, one after the other, with the same seed and settings.
 
         Gives a recording and a picture for each; those of a checkpoint whose speech fails stay empty.
         """
         request = build_request(text, voice, reference, **inputs)
         report_left_out(next(iter(self.checkpoints.values())), request)
-        results: list[Audio | Image.Image | None] = [None] * (2 * len(self.checkpoints))
+        results: list[str | None] = [None] * (2 * len(self.checkpoints))
         for index, (name, pipe) in enumerate(self.checkpoints.items()):
             try:
                 *_, (_, speech) = speak(name, pipe, request, streamed=False)

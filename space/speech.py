@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from files import save_audio, save_picture
 from pictures import draw_speech
-from PIL import Image
 
 MAX_CHARACTERS = 400
 # Pauses between sentences, as many tokens long, so that mel and tokens keep to one time axis in the picture.
@@ -64,11 +64,13 @@ class Speech:
     def rate(self) -> int:
         return self.spec["sampling_rate"]
 
-    def recording(self) -> tuple[int, np.ndarray]:
-        return self.rate, to_int16(self.audio)
+    def recording(self) -> str:
+        """The path of a wav file with all audio."""
+        return save_audio(self.rate, to_int16(self.audio))
 
-    def picture(self) -> Image.Image:
-        return draw_speech(self.mel, self.codes, self.spec)
+    def picture(self) -> str:
+        """The path of a png file with mel and tokens."""
+        return save_picture(draw_speech(self.mel, self.codes, self.spec))
 
 
 def speak(name: str, pipe: Any, request: Request, streamed: bool) -> Iterator[tuple[np.ndarray, Speech]]:

@@ -98,6 +98,13 @@ def test_streams_chunks_with_pauses_between_sentences(client):
     assert sum(map(len, chunks)) == len(whole)
 
 
+def test_equal_answers_have_files_of_their_own(client):
+    """One file for both would be written again while the first request fetches it."""
+    first, second = (client.predict(SENTENCE, seed=0, steps=2, api_name="/speak") for _ in range(2))
+    assert all(own != other for own, other in zip(first, second, strict=True))
+    assert all(Path(own).read_bytes() == Path(other).read_bytes() for own, other in zip(first, second, strict=True))
+
+
 def test_20_requests_at_once_are_all_answered(client):
     # One before, so that what is made once is in memory.
     expected = {seed: speak(client, SENTENCE, seed=seed)[0] for seed in range(4)}
@@ -171,7 +178,8 @@ def test_picture_of_any_length(app, tiny_model, tokens):
     mel, codes = random.normal(-5, 2, (2 * tokens, 80)), random.choice([-1.0, 0, 1], (tokens, 3))
     mel[-1], codes[tokens // 2 :] = np.nan, np.nan
     picture = app.Speech(np.zeros(0), mel, codes, tiny_model().config.decoder_config.mel).picture()
-    assert picture.size[0] > picture.size[1] > 300
+    with Image.open(picture) as image:
+        assert image.size[0] > image.size[1] > 300
 
 
 def test_missing_model_says_what_to_do(app, monkeypatch, tmp_path):
