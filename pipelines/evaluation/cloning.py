@@ -5,6 +5,7 @@ python -m e2e_tts.pipelines.evaluation.cloning --model model_cards/small-en --cl
 Of each speaker one clip (the longest) is the reference, and sentences of other clips are spoken in its voice. A speaker
 judge compares every clone with all references: similarity to the own one less the mean similarity to the others', and
 how often the own one is the most similar. The same for the recordings of the same sentences says what can be reached.
+With --texts, voices speak other sentences than their speakers: cloning across languages.
 Intervals are 95 %, bootstrap over speakers, since clones of one speaker share a reference.
 
 --clips is anything that e2e_tts.trainers.data.prepare reads: a folder with a metadata.csv (file, text, speaker), a
@@ -17,7 +18,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,13 @@ class ClonedSentence:
     measures: dict[str, float]
 
 
-def read_speakers(source: str, split: str, speakers: int, sentences: int) -> dict[str, list[Utterance]]:
+def read_speakers(
+    source: str, split: str, speakers: int, sentences: int, texts: Sequence[str] = ()
+) -> dict[str, list[Utterance]]:
     """What to speak, by speaker: `sentences` utterances each, with the speaker's longest clip as their prompt and the
     recording of the sentence as their reference. Speakers and sentences in the order of their names.
 
-    Raises ValueError, saying how many there are, for fewer than two speakers or fewer than asked for, and OSError or
+    texts: to be spoken in turn instead of what the recordings say. Raises ValueError, saying how many there are, for fewer than two speakers or fewer than asked for, and OSError or
     ValueError for a source that cannot be read.
     """
     if speakers < 2 or sentences < 1:
@@ -84,7 +88,11 @@ def read_speakers(source: str, split: str, speakers: int, sentences: int) -> dic
             f"{source} has {len(fitting)} speakers with {sentences + 1} clips or more who are in the split {split!r} "
             f"alone, not the {speakers} asked for; ask for fewer speakers or sentences."
         )
-    return {name: _utterances(name, fitting[name], sentences) for name in list(fitting)[:speakers]}
+    chosen = {name: _utterances(name, fitting[name], sentences) for name in list(fitting)[:speakers]}
+    if not texts:
+        return chosen
+    turn = cycle(texts)
+    return {name: [replace(item, text=next(turn)) for item in items] for name, items in chosen.items()}
 
 
 def _utterances(speaker: str, rows: Sequence[RawRow], sentences: int) -> list[Utterance]:
@@ -234,6 +242,7 @@ def run_study(
     split: str = "test",
     speakers: int = 10,
     sentences: int = 2,
+    texts: Sequence[str] = (),
     judge: str | SpeakerJudge = AUTO,
     sampling: dict[str, Any] | None = None,
     seed: int = 0,
@@ -245,7 +254,7 @@ def run_study(
 
     Raises what `read_speakers`, `load_speaker_judge`, `ResultsFolder` and the pipeline raise.
     """
-    people = read_speakers(clips, split, speakers, sentences)
+    people = read_speakers(clips, split, speakers, sentences, texts)
     version = None if load_speaker else model_version(model)  # before a judge is loaded: a wrong folder is told at once
     judge = load_speaker_judge(judge) if isinstance(judge, str) else judge
     utterances = [item for items in people.values() for item in items]
@@ -283,6 +292,14 @@ def run_study(
     return report
 
 
+def read_texts(path: Path) -> list[str]:
+    """The lines of a file that say something. Raises OSError or ValueError if there is none."""
+    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{path} has no sentence.")
+    return texts
+
+
 def _load(model: str, device: str, settings: SynthesisSettings) -> Speaker:
     from e2e_tts.pipelines import load_pipeline
 
@@ -300,6 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--speakers", type=int, default=10)
     parser.add_argument("--sentences", type=int, default=2, help="of each speaker")
+    parser.add_argument(
+        "--texts", type=Path, help="file of sentences, one a line, to speak instead: for clips in another language"
+    )
     parser.add_argument("--judge", default=AUTO, help="speaker judge: a name, owner/model, a local folder or auto")
     parser.add_argument(
         "--sampling", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the pipeline: num_steps=16"
@@ -310,6 +330,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for all that is written")
     options = vars(parser.parse_args(arguments))
     try:
+        if options["texts"] is not None:
+            options["texts"] = read_texts(options["texts"])
+        else:
+            del options["texts"]
         options["sampling"] = parse_settings(options["sampling"], "sampling")
         report = run_study(options.pop("model"), options.pop("clips"), options.pop("output"), **options)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
