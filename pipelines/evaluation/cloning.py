@@ -65,7 +65,9 @@ def read_speakers(
     """What to speak, by speaker: `sentences` utterances each, with the speaker's longest clip as their prompt and the
     recording of the sentence as their reference. Speakers and sentences in the order of their names.
 
-    texts: to be spoken in turn instead of what the recordings say. Raises ValueError, saying how many there are, for fewer than two speakers or fewer than asked for, and OSError or
+    texts: to be spoken in turn instead of what the recordings say.
+
+    Raises ValueError, saying how many there are, for fewer than two speakers or fewer than asked for, and OSError or
     ValueError for a source that cannot be read.
     """
     if speakers < 2 or sentences < 1:
