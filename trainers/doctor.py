@@ -20,7 +20,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, VocoderConfig
+from e2e_tts.modeling import E2ETTSModel, VocoderConfig
 from e2e_tts.modeling.audio_features import MelSpec
 
 from .adapters import add_adapters
@@ -84,9 +84,8 @@ class StepTimes(TrainerCallback):
 
 def meta_model(recipe: Recipe) -> E2ETTSModel:
     """The recipe's model without its weights. Raises ValueError, naming both values, for parts that do not fit."""
-    config = E2ETTSConfig(**recipe.model) if recipe.init is None else E2ETTSConfig.from_pretrained(recipe.init)
     with torch.device("meta"):
-        model = E2ETTSModel(config)
+        model = E2ETTSModel(recipe.start_config())
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_config(AutoConfig.from_pretrained(folder)))
         model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])

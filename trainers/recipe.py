@@ -126,16 +126,18 @@ class Recipe:
     """One stage of training.
 
     trainer: "joint", "component" or "end_to_end". init: folder of a composite to start from; init_modules: folders of
-    single modules that replace parts of it. model: the composite's configuration, for a start from scratch. train:
-    the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights.
-    learning_rates and max_grad_norms: by module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps
-    over which it grows from 0 to its weight. text_dropout: share of the utterances whose text the LM does not see, so
-    that text guidance works. history_dropout: share of the codes that the LM does not see when it predicts later
-    ones, so that it leans on the text. feature_masks: what the tokenizer does not hear in training. styles: style
-    control that LM and decoder get where they learn, name -> number of levels or names of classes (see
-    `SpeechLMConfig`), beside what they have. style_dropout: share of the utterances without any style, and of the
-    others without each one, so that speech without a style stays as good. kl: weight of the divergence from the
-    starting LM. ema: by module, the decay of an average of its weights that is evaluated and saved in their place.
+    single modules that replace parts of it. model: the composite's configuration, for a start from scratch.
+    text_vocab_size: symbols of LM and recognition where the language is another than that of init; text embeddings and
+    recognition head then start anew, everything else from what init has learned. train: the modules that learn; the
+    others are frozen. lora: learn adapters instead of the modules' own weights. learning_rates and max_grad_norms: by
+    module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps over which it grows from 0 to its
+    weight. text_dropout: share of the utterances whose text the LM does not see, so that text guidance works.
+    history_dropout: share of the codes that the LM does not see when it predicts later ones, so that it leans on the
+    text. feature_masks: what the tokenizer does not hear in training. styles: style control that LM and decoder get
+    where they learn, name -> number of levels or names of classes (see `SpeechLMConfig`), beside what they have.
+    style_dropout: share of the utterances without any style, and of the others without each one, so that speech without
+    a style stays as good. kl: weight of the divergence from the starting LM. ema: by module, the decay of an average of
+    its weights that is evaluated and saved in their place.
     voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of
     them. arguments: fields of transformers' TrainingArguments.
     """
@@ -144,6 +146,7 @@ class Recipe:
     init: str | None = None
     init_modules: dict[str, str] = field(default_factory=dict)
     model: dict | None = None
+    text_vocab_size: int | None = None
     train: list[str] = field(default_factory=list)
     data: DataRecipe = field(default_factory=DataRecipe)
     losses: TrueLosses = field(default_factory=TrueLosses)
@@ -199,6 +202,22 @@ class Recipe:
             raise RecipeError("train is empty: name the modules that learn, e.g. [encoder, reward, lm, decoder].")
         if self.init is None and self.model is None:
             raise RecipeError("A recipe needs either init (a folder to start from) or model (a configuration).")
+        if self.text_vocab_size is not None and (self.init is None or self.text_vocab_size < 1):
+            raise RecipeError(
+                "text_vocab_size is the number of symbols of a language that init does not know; without init set "
+                "model.lm_config.text_config.vocab_size and model.reward_config.ctc_vocab_size."
+            )
+
+    def start_config(self) -> E2ETTSConfig:
+        """The configuration of the composite that training starts from, before modules are replaced."""
+        if self.init is None:
+            return E2ETTSConfig(**self.model)
+        config = E2ETTSConfig.from_pretrained(self.init)
+        if self.text_vocab_size is not None:
+            config.lm_config.text_config.vocab_size = self.text_vocab_size
+            if config.reward_config.ctc_vocab_size:
+                config.reward_config.ctc_vocab_size = self.text_vocab_size
+        return config
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import sort_checkpoints
 from transformers.utils import logging
 
-from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel, VocoderConfig, VocoderModel
+from e2e_tts.modeling import E2ETTSModel, VocoderConfig, VocoderModel
 
 from .built_in_voices import add_voices
 from .data.speech_data import Collator, SpeechDataset, load_prepared
@@ -36,10 +36,12 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
             "An adapter folder is loaded onto the checkpoint that init names, and here the model is another one: save "
             "the model with its modules first and name that folder in init, or set lora.merged=true."
         )
-    if recipe.init is not None:
+    if recipe.init is None:
+        model = E2ETTSModel(recipe.start_config())
+    elif recipe.text_vocab_size is None:
         model = AutoModel.from_pretrained(recipe.init)
     else:
-        model = E2ETTSModel(E2ETTSConfig(**recipe.model))
+        model = AutoModel.from_pretrained(recipe.init, config=recipe.start_config(), ignore_mismatched_sizes=True)
     for name, folder in recipe.init_modules.items():
         model.replace_module(name, AutoModel.from_pretrained(folder))
     model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])

@@ -18,6 +18,7 @@ from e2e_tts.pipelines import load_pipeline, release
 from e2e_tts.trainers import train
 from e2e_tts.trainers.data import annotate, prepare
 from e2e_tts.trainers.data.corpus_files import COLUMNS
+from e2e_tts.trainers.recipe import parse_recipe
 
 TEXTS = ["他在银行工作了2年。", "今天5月1日，25℃。", "我用iPhone给John打电话。", "东京カラオケ店。", "你好，world！"]
 TOKENIZER = ["--tokenizer", "phonemes-zh"]
@@ -57,14 +58,16 @@ def test_the_rows_hold_mandarin_symbols(annotated):
         assert [symbols[index - 2] for index in row["ctc_labels"]] == heard.split()
 
 
-def test_a_model_learns_and_speaks_mandarin(annotated, tiny_model, tiny_config, tmp_path, capsys):
-    size = phoneme_vocabulary_size("zh")
-    text_config = tiny_config().lm_config.text_config.to_dict() | {"vocab_size": size}
-    model = tiny_model(lm_config={"text_config": text_config}, reward_config={"ctc_vocab_size": size})
-    model.save_pretrained(tmp_path / "start")
+def test_an_english_model_learns_and_speaks_mandarin(annotated, tiny_model, tmp_path, capsys):
+    start = tiny_model()
+    start.save_pretrained(tmp_path / "start")
     folders = {"data": str(annotated), "start": str(tmp_path / "start")}
     values = recipe_values("joint", folders, arguments={"max_steps": 2, "learning_rate": 1e-5, "save_steps": 100})
     values["data"] = {"folders": [str(annotated)], "seconds_per_batch": 20.0, "eval_rows": 0}
+    values["text_vocab_size"] = phoneme_vocabulary_size("zh")
+    anew = {"lm.model.embed_tokens.weight", "reward.ctc_head.weight", "reward.ctc_head.bias"}
+    weights = train.build_model(parse_recipe(values)).state_dict()
+    assert {name for name, value in start.state_dict().items() if not torch.equal(value, weights[name])} == anew
     (tmp_path / "recipe.json").write_text(json.dumps(values))
     train.main(["--recipe", str(tmp_path / "recipe.json"), "--output_dir", str(tmp_path / "run")])
     trained, released = str(tmp_path / "run" / "final"), str(tmp_path / "released")

@@ -45,6 +45,7 @@ def test_defaults():
         ({"trainer": "jiont"}, "joint, component, end_to_end or vocoder, got 'jiont'"),
         ({"train": []}, "train is empty"),
         ({"init": None}, "either init .* or model"),
+        ({"init": None, "model": {}, "text_vocab_size": 141}, r"without init set model\.lm_config"),
     ],
 )
 def test_mistakes_are_refused(change, message):
