@@ -131,6 +131,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         tokens_per_symbol: torch.Tensor | None = None,
         style_levels: torch.LongTensor | None = None,
         seeds: torch.LongTensor | None = None,
+        given_ids: torch.LongTensor | None = None,
         history_dropout: float = 0.0,
         true_losses: Sequence[str] = ("lm", "reward", "flow"),
         predicted_losses: Sequence[str] = (),
@@ -145,13 +146,18 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
         for, speaker_embedding (B, S) the voice given to LM and decoder, taken from other audio of the speaker.
-        style_levels (B, S) are those of `config.styles`. seeds (B,) key every random draw. history_dropout: share of
-        the codes that the LM, in training, does not see when it predicts those after them.
+        style_levels (B, S) are those of `config.styles`. seeds (B,) key every random draw. given_ids (B, T): tokens
+        that are known, in place of what the tokenizer makes of the features; negative where they are not.
+        history_dropout: share of the codes that the LM, in training, does not see when it predicts those after them.
         predict_from: "codes", or "hidden" to condition the decoder on LM states.
         reference_lm: a frozen LM whose distribution anchors this one (loss_kl).
         """
         encoded = self.encoder(input_features, feature_mask)
         codes, ids, mask = encoded.codes, encoded.ids, encoded.mask
+        if given_ids is not None:
+            known = (given_ids >= 0) & mask
+            ids = torch.where(known, given_ids, ids)
+            codes = torch.where(known[..., None], self.lm.quantizer.indices_to_codes(ids), codes)
         if mel is None:
             mel = input_features
             specs = [MelSpec.from_dict(part.config.mel) for part in (self.decoder, self.encoder)]
