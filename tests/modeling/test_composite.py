@@ -54,7 +54,8 @@ def test_loads_whole_and_speaks_the_same(model, processor, folder):
     assert type(AutoModelForTextToWaveform.from_pretrained(folder)) is E2ETTSModel
     inputs = processor(text=TEXTS)
     expected = model.generate(**inputs, seed=0)
-    assert torch.equal(again.generate(**inputs, seed=0)["audio"], expected["audio"])
+    # Not to the last digit: on some processors that depends on where the weights lie in memory.
+    torch.testing.assert_close(again.generate(**inputs, seed=0)["audio"], expected["audio"], rtol=1e-4, atol=1e-4)
     lengths = expected["audio_lengths"].tolist()
     assert lengths[0] != lengths[1] and max(lengths) == expected["audio"].shape[1]
 

@@ -106,10 +106,13 @@ def test_styles_are_saved_and_grow(tmp_path):
     levels = torch.tensor([[2], [5], [0]])
     codes = codes_of(model.lm)[0]
     expected = model.lm(TEXT, codes=codes, speaker_embedding=VOICE, style_levels=levels).logits
-    assert torch.equal(loaded.lm(TEXT, codes=codes, speaker_embedding=VOICE, style_levels=levels).logits, expected)
+    # Not to the last digit: on some processors that depends on where the weights lie in memory.
+    logits = loaded.lm(TEXT, codes=codes, speaker_embedding=VOICE, style_levels=levels).logits
+    torch.testing.assert_close(logits, expected)
     loaded.lm.add_styles({"emotion": ["calm", "sad"], "pitch": 5})
     more = torch.cat([torch.tensor([[1], [2], [0]]), levels], dim=1)
-    assert torch.equal(loaded.lm(TEXT, codes=codes, speaker_embedding=VOICE, style_levels=more).logits, expected)
+    logits = loaded.lm(TEXT, codes=codes, speaker_embedding=VOICE, style_levels=more).logits
+    torch.testing.assert_close(logits, expected)
     loaded.lm.style_embeddings["emotion"].weight.data[1:] += 1.0
     loaded.save_pretrained(tmp_path / "more")
     again = AutoModel.from_pretrained(tmp_path / "more" / "lm")
@@ -246,7 +249,7 @@ def test_lm_and_decoder_have_styles_of_their_own(tmp_path):
     batch = training_batch()
     given = {"style_levels": torch.tensor([[1, 2, 3], [2, 1, 0]])}
     whole, again = model(**batch, **given), loaded(**batch, **given)
-    assert torch.equal(whole.loss_lm, again.loss_lm) and torch.equal(whole.loss_flow, again.loss_flow)
+    torch.testing.assert_close((whole.loss_lm, whole.loss_flow), (again.loss_lm, again.loss_flow))
     for column, reached in enumerate([{"loss_flow"}, {"loss_lm"}, {"loss_lm", "loss_flow"}]):
         changed = given["style_levels"].clone()
         changed[0, column] = 0

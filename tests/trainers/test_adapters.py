@@ -65,7 +65,8 @@ def test_a_saved_adapter_gives_the_same_speech_model(tuned, folder):
     assert isinstance(by_transformers, E2ETTSModel)
     for model in (adapted, by_transformers):
         for name, value in outputs(model).items():
-            assert torch.equal(value, expected[name]), name
+            # Where weights lie in memory changes the last digit on some processors.
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-5, msg=name)
     # peft's own format, and of the adapted layers alone.
     weights = load_file(f"{path}/adapter_model.safetensors")
     assert weights and all("lora_" in name for name in weights)
