@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from e2e_tts.trainers.data.corpora import CorpusOptions, open_corpora
+from e2e_tts.trainers.data.corpus_files import read_sentences
 from e2e_tts.trainers.data.row_checks import RawRow
 
 from .audio_files import read_recording
@@ -294,14 +295,6 @@ def run_study(
     return report
 
 
-def read_texts(path: Path) -> list[str]:
-    """The lines of a file that say something. Raises OSError or ValueError if there is none."""
-    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not texts:
-        raise ValueError(f"{path} has no sentence.")
-    return texts
-
-
 def _load(model: str, device: str, settings: SynthesisSettings) -> Speaker:
     from e2e_tts.pipelines import load_pipeline
 
@@ -332,10 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for all that is written")
     options = vars(parser.parse_args(arguments))
     try:
-        if options["texts"] is not None:
-            options["texts"] = read_texts(options["texts"])
-        else:
-            del options["texts"]
+        options["texts"] = read_sentences(options["texts"]) if options["texts"] else ()
         options["sampling"] = parse_settings(options["sampling"], "sampling")
         report = run_study(options.pop("model"), options.pop("clips"), options.pop("output"), **options)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:

@@ -5,7 +5,7 @@ python -m e2e_tts.pipelines.evaluation.long_text_study --model model_cards/small
 The text is spoken part by part, as `e2e-tts speak` does. A recogniser hears every part: it is in its place if what was
 heard is nearer to its own text than to that of any other part, which tells lost, repeated and exchanged sentences from
 words that are merely said badly. A speaker judge compares the parts of the first and of the last third with the mean of
-the middle third: a voice that drifts would be nearer to it at one end. Memory is that of the whole process, after a
+the middle third: a voice that drifts is far from it at the ends. Memory is that of the whole process, after a
 tenth of the parts and at the end. Writes parts/NUMBER.wav, report.json and report.md.
 """
 
@@ -35,7 +35,7 @@ from .markdown import markdown_table
 from .normalisers import Normaliser
 from .options import parse_settings
 from .results_folder import write_text
-from .scoring import UtteranceScore, score_transcripts
+from .scoring import score_transcripts
 from .speaker_judges import cosine
 
 FEWEST_PARTS = 10
@@ -83,14 +83,14 @@ class LongTextReport:
 
 def nearest_parts(texts: Sequence[str], heard: Sequence[str], normalise: Normaliser) -> list[int]:
     """For each transcript the number of the text that it is nearest to, in edits a word; -1 where nothing was heard."""
-    words = [normalise(text).split() for text in texts]
+    wanted = [normalise(text) for text in texts]
     nearest = []
     for transcript in heard:
         said = normalise(transcript)
         if not said:
             nearest.append(-1)
             continue
-        rates = [jiwer.wer(" ".join(own), said) if own else np.inf for own in words]
+        rates = [jiwer.wer(text, said) if text else np.inf for text in wanted]
         nearest.append(int(np.argmin(rates)))
     return nearest
 
@@ -120,7 +120,9 @@ def run_study(
         raise ValueError(f"The text has {len(parts)} parts, at least {FEWEST_PARTS} are needed: give a longer one.")
     normalise, limits, process = load_normaliser(), FailureLimits(), psutil.Process()
     lengths, memory, flags, start = [], [], [], time.perf_counter()
-    # Wavs of another text would be taken for parts of this one.
+    if (output / "parts").exists():
+        # Wavs of another text would be taken for parts of this one.
+        raise FileExistsError(f"{output / 'parts'} exists, of another run: remove it or choose another output.")
     (output / "parts").mkdir(parents=True)
     for number, speech in enumerate(speak_parts(pipe, text, pause_seconds=0.0, **settings)):
         rate = speech["sampling_rate"]
@@ -137,7 +139,7 @@ def run_study(
             vectors.append(speaker_judge.embed(waveform, rate))
     if len(vectors) < 3:
         raise ValueError(f"Nearly all parts are silent; listen to {output / 'parts'}.")
-    rows: list[UtteranceScore] = score_transcripts(parts, heard, normalise=normalise, limits=limits)
+    rows = score_transcripts(parts, heard, normalise=normalise, limits=limits)
     kinds = [[*own, *row.flags] for own, row in zip(flags, rows, strict=True)]
     nearest = nearest_parts(parts, heard, normalise)
     first, last = thirds(vectors)

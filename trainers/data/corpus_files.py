@@ -190,3 +190,12 @@ def tar_sample(shard: str, name: str, members: dict[str, bytes]) -> dict:
     if problems:
         sample["audio"] = None
     return described | sample | {PROBLEM: "; ".join(problems)}
+
+
+def read_sentences(path: Path) -> list[str]:
+    """The lines of a text file, each once, without empty ones. Raises OSError, and ValueError if nothing is left."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not sentences:
+        raise ValueError(f"{path} has no sentence; one a line is expected.")
+    return sentences

@@ -30,6 +30,7 @@ from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 from e2e_tts.modeling.reranking import generate_best
 
+from .corpus_files import read_sentences
 from .part_store import Pace, PartStore
 from .prepare import FEATURES as PREPARED
 
@@ -183,8 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bars()
     try:
-        lines = options.sentences.read_text(encoding="utf-8").splitlines()
-        sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        sentences = read_sentences(options.sentences)
         model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
         voices = options.voices or list(model.config.voices)
         if not voices or (unknown := sorted(set(voices) - set(model.config.voices))):

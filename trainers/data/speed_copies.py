@@ -20,6 +20,7 @@ import soxr
 from datasets import Dataset, disable_progress_bars, load_from_disk
 
 from .part_store import Pace, PartStore
+from .prepare import FEATURES
 from .speech_data import load_folder
 from .speech_signal import encode_flac, read_recording
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 ROWS_PER_PART = 200
 SPEEDS = (0.87, 0.93, 1.07, 1.14)
 SLOWEST, FASTEST = 0.5, 2.0
-COPIED = ("id", "audio", "text", "speaker", "emotion", "language", "source", "seconds", "split")
+COPIED = tuple(FEATURES)  # annotate adds the rest, which is another for another voice
 
 
 def copy_at(row: Mapping, speed: float) -> dict:

@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from e2e_tts.trainers.data.corpus_files import COLUMNS, read_metadata
+from e2e_tts.trainers.data.corpus_files import COLUMNS, read_metadata, read_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        lines = options.sentences.read_text(encoding="utf-8").splitlines()
-        sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        sentences = read_sentences(options.sentences)
         program = find_flite([name for name, _ in options.voices])
         jobs = list(plan(sentences, options.voices, options.all_voices, options.seed))
         done, failed = generate(program, jobs, options.output)
