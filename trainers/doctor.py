@@ -26,6 +26,7 @@ from e2e_tts.modeling.audio_features import MelSpec
 from .adapters import add_adapters
 from .data.speech_data import Collator, MixtureBatches, decode, load_prepared
 from .data.style_labels import check_labels, labelled_rows
+from .memory_reuse import keep_freed_memory
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, load_recipe
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
 from .train import build_trainer, build_vocoder_trainer, training_arguments
@@ -260,6 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as for e2e_tts.trainers.train")
     parser.add_argument("--steps", type=int, default=10, help="steps to run; 0 for none")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     report = Report()
     with report.attempt("recipe"):
         recipe = load_recipe(options.recipe, options.set)

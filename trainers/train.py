@@ -22,6 +22,7 @@ from .built_in_voices import add_voices
 from .data.speech_data import Collator, SpeechDataset, load_prepared
 from .data.style_labels import check_labels
 from .data.vocoder_data import CropDataset
+from .memory_reuse import keep_freed_memory
 from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
 from .stage_trainers import TRAINERS, SpeechTrainer
 from .vocoder_trainer import VocoderTrainer
@@ -55,6 +56,8 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
         settings["max_steps"] = max_steps
     if settings.get("max_steps", -1) <= 0:
         raise RecipeError("arguments.max_steps must be set: data is a stream, an epoch has no meaning.")
+    if "output_dir" in settings:
+        raise RecipeError("The folder of a run is no part of its recipe: drop arguments.output_dir, give --output_dir.")
     settings.setdefault("use_cpu", not torch.cuda.is_available())
     for name in ("bf16", "fp16"):
         if settings.get(name) and settings["use_cpu"]:
@@ -156,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. data.seconds_per_batch=20")
     parser.add_argument("--fresh", action="store_true", help="ignore checkpoints in output_dir")
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     try:
         recipe = load_recipe(options.recipe, options.set)
         build = build_vocoder_trainer if isinstance(recipe, VocoderRecipe) else build_trainer

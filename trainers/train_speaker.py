@@ -17,6 +17,7 @@ from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
 from .data.speech_data import SpeechDataset, load_prepared
 from .data.vocoder_data import read_audio
+from .memory_reuse import keep_freed_memory
 from .recipe import load_recipe
 
 
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    keep_freed_memory()
     rows = load_prepared(options.data, "train")
     speakers, labels = np.unique(np.asarray(rows["speaker"][:]), return_inverse=True)
     settings = {}

@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel
 from e2e_tts.trainers.data.speech_data import MixtureBatches
+from e2e_tts.trainers.memory_reuse import keep_freed_memory
 from e2e_tts.trainers.recipe import Recipe, load_recipe
 from e2e_tts.trainers.step_cost import example_batch, flop_counter, loss_options
 
@@ -268,9 +269,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the utterances in the batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--give_memory_back", action="store_true", help="leave the C library as it is, which training does not"
+    )
     parser.add_argument("--output", type=Path, help="also write the table here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    if not options.give_memory_back:
+        keep_freed_memory()  # as training does
     recipe = load_recipe(options.recipe, options.set)
     if getattr(recipe, "model", None) is None or getattr(recipe, "trainer", "") != "joint":
         parser.error(f"{options.recipe} is no stage-1 recipe with a model of its own; small_joint is one.")

@@ -232,6 +232,8 @@ def test_stages_refuse_to_train_what_they_freeze(stage, train, message, folders,
 
 
 def test_max_steps_is_needed(folders, tmp_path):
+    with pytest.raises(ValueError, match="give --output_dir"):
+        build_trainer(stage_recipe("joint", folders, arguments={"output_dir": str(tmp_path)}), str(tmp_path))
     with pytest.raises(ValueError, match="max_steps must be set"):
         trainer_of("joint", folders, str(tmp_path), arguments={"max_steps": -1})
 
