@@ -23,7 +23,10 @@ class EvaluationOptions:
     )
     test_list: str | None = field(
         default=None,
-        metadata={"help": "list in Seed-TTS-Eval's format: name|prompt text|prompt wav|text[|reference wav]"},
+        metadata={
+            "help": "list in Seed-TTS-Eval's format: name|prompt text|prompt wav|text[|reference wav]; or everyday_en, "
+            "200 sentences that come with this package"
+        },
     )
     dataset: str | None = field(
         default=None, metadata={"help": "instead of a list: what datasets.load_dataset or load_from_disk takes"}

@@ -11,6 +11,7 @@ from typing import Any
 from .audio_files import read_recording
 
 SHOWN_CHARACTERS = 120
+TEST_SETS = Path(__file__).parent / "test_sets"
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,14 @@ def read_list(path: str | Path, limit: int | None = None) -> UtteranceSet:
 
     The two prompt fields may be empty. Empty lines, lines of another form, names that come again, texts with nothing to
     say and prompts that cannot be decoded are refused. Nothing is read beyond the first `limit` rows that can be used.
-    Raises ValueError if there is no such file.
+    A path that is no file may be the name of a list of this package. Raises ValueError if there is neither.
     """
+    shipped = {file.stem: file for file in sorted(TEST_SETS.glob("*.lst"))}
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no list {path}.")
+        if str(path) not in shipped:
+            raise ValueError(f"There is no list {path}; give a file, or one of this package: {', '.join(shipped)}.")
+        path = shipped[str(path)]
     gather = _Gatherer(limit)
     # Read as bytes: one line in another encoding must not hide all the others.
     lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")

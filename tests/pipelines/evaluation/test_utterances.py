@@ -62,8 +62,16 @@ def test_rows_are_read_and_broken_ones_listed(folder):
 
 
 def test_a_missing_list_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no list"):
+    with pytest.raises(ValueError, match="no list.*everyday_en"):
         read_list(tmp_path / "none.lst")
+
+
+def test_the_everyday_sentences_come_with_the_package():
+    result = read_list("everyday_en")
+    lengths = [len(utterance.text.split()) for utterance in result.utterances]
+    assert len(set(utterance.text for utterance in result.utterances)) == 200 and not result.refused
+    assert np.median(lengths) >= 8 and min(lengths) >= 8
+    assert len(read_list("everyday_en", limit=3).utterances) == 3
 
 
 @pytest.fixture
