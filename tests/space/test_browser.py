@@ -138,7 +138,7 @@ def hosts(driver: "webdriver.Chrome") -> set[str]:
 
 
 def check_words(samples: np.ndarray, rate: int, record_property: Callable[[str, object], None]) -> None:
-    """The recogniser of the checkpoint's own figures hears the text, one word at most wrong; it goes into the report."""
+    """The recogniser of the card's figures hears the text, one word wrong at most; what it hears is reported."""
     try:
         from e2e_tts.pipelines.evaluation.judges import load_recogniser
         from e2e_tts.pipelines.evaluation.scoring import score_transcripts

@@ -62,7 +62,7 @@ def test_rows_are_read_and_broken_ones_listed(folder):
 
 
 def test_a_missing_list_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no list.*everyday_en"):
+    with pytest.raises(ValueError, match=r"no list.*everyday_en"):
         read_list(tmp_path / "none.lst")
 
 
