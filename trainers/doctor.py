@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -24,7 +25,7 @@ from e2e_tts.modeling import E2ETTSModel, VocoderConfig
 from e2e_tts.modeling.audio_features import MelSpec
 
 from .adapters import add_adapters
-from .data.speech_data import Collator, MixtureBatches, decode, load_prepared
+from .data.speech_data import Collator, MixtureBatches, decode, load_prepared, rows_of_all_sources
 from .data.style_labels import check_labels, labelled_rows
 from .memory_reuse import keep_freed_memory
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, load_recipe
@@ -185,7 +186,9 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
     if data.eval_rows:
         with report.attempt("held out"):
             held_out = load_prepared(data.folders, "dev")
-            report.ok("held out", f"{len(held_out)} rows, {min(data.eval_rows, len(held_out))} of them evaluated")
+            chosen = Counter(held_out.select(rows_of_all_sources(held_out, data.eval_rows))["source"][:])
+            evaluated = ", ".join(f"{count} of {source}" for source, count in chosen.items())
+            report.ok("held out", f"{len(held_out)} rows; evaluated: {evaluated}")
 
 
 def run_steps(trainer: Trainer, total: int, report: Report) -> None:

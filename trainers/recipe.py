@@ -2,8 +2,9 @@
 
 import difflib
 import re
+import types
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 import yaml
@@ -173,16 +174,26 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.trainer not in ("joint", "component", "end_to_end"):
             raise RecipeError(f"trainer must be joint, component, end_to_end or vocoder, got {self.trainer!r}.")
-        by_module = {"max_grad_norms": self.max_grad_norms, "ema": self.ema}
+        if self.predict_from not in ("codes", "hidden"):
+            raise RecipeError(f"predict_from must be codes or hidden, got {self.predict_from!r}.")
+        by_module = {"max_grad_norms": self.max_grad_norms, "ema": self.ema, "learning_rates": self.learning_rates}
         if self.lora is not None:
             by_module["lora.targets"] = self.lora.targets
-        for name in [*self.train, *self.learning_rates, *self.init_modules]:
+        for name in [*self.train, *self.init_modules]:
             _check_key(name, MODULE_NAMES, "modules")
         for entry, values in by_module.items():
             for name in values:
                 _check_key(name, MODULE_NAMES, entry)
                 if name not in self.train:
                     raise RecipeError(f"{entry} names {name!r}, which does not learn: add it to train or drop it.")
+        if self.max_grad_norms and self.arguments.get("max_grad_norm", 1.0) <= 0:
+            raise RecipeError("max_grad_norms needs arguments.max_grad_norm above 0, which clips the other modules.")
+        predicted = [name for name, weight in asdict(self.predicted_losses).items() if weight]
+        if self.trainer != "end_to_end" and (predicted or self.kl):
+            raise RecipeError(
+                f"trainer {self.trainer} has no losses on predicted codes and no anchor, which predicted_losses and kl "
+                "weigh: set trainer to end_to_end or drop them."
+            )
         for name, decay in self.ema.items():
             if not 0.0 < decay < 1.0:
                 raise RecipeError(f"ema.{name} must lie between 0 and 1, 0.999 for example; got {decay}.")
@@ -207,6 +218,22 @@ class Recipe:
                 "text_vocab_size is the number of symbols of a language that init does not know; without init set "
                 "model.lm_config.text_config.vocab_size and model.reward_config.ctc_vocab_size."
             )
+        if not predicted and not any(asdict(self.losses).values()):
+            raise RecipeError("No loss has a weight: give some, as in losses: {lm: 1.0}.")
+
+    def computed_losses(self) -> dict[str, tuple[str, ...]]:
+        """Which losses the composite's forward computes, its `true_losses` and `predicted_losses`: those weighed."""
+
+        def named(losses: TrueLosses | PredictedLosses) -> dict[str, float]:
+            return {"reward": losses.asr or losses.spk or losses.ser, "flow": losses.flow, "prior": losses.prior}
+
+        true, predicted = {"lm": self.losses.lm} | named(self.losses), named(self.predicted_losses)
+        # On predicted codes the prior has no cheap path of its own.
+        predicted["flow"] = predicted["flow"] or predicted.pop("prior")
+        return {
+            "true_losses": tuple(name for name, weight in true.items() if weight),
+            "predicted_losses": tuple(name for name in ("reward", "flow") if predicted[name]),
+        }
 
     def start_config(self) -> E2ETTSConfig:
         """The configuration of the composite that training starts from, before modules are replaced."""
@@ -255,20 +282,41 @@ def _check_model(values: dict, cls: type[PreTrainedConfig], where: str) -> None:
             _check_model(value, part, f"{where}.{key}")
 
 
+def _plain(value: typing.Any, annotation: typing.Any, where: str) -> typing.Any:
+    """A value as an entry of this type holds it. Raises RecipeError for one of another kind."""
+    union = isinstance(annotation, types.UnionType)
+    parts = [part for part in (typing.get_args(annotation) if union else (annotation,)) if part is not type(None)]
+    for part in parts:
+        kind, inner = typing.get_origin(part) or part, typing.get_args(part)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, (list, tuple) if kind is tuple else kind) or isinstance(value, bool) != (kind is bool):
+            continue
+        if kind is dict and inner:
+            return {key: _plain(item, inner[1], f"{where}.{key}") for key, item in value.items()}
+        if kind in (list, tuple) and inner:
+            return kind(_plain(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value))
+        return value
+    kinds = {"dict": "a mapping", "list": "a list", "tuple": "a list", "str": "a text", "int": "a whole number"}
+    kinds |= {"float": "a number", "bool": "true or false"}
+    names = [kinds.get((typing.get_origin(part) or part).__name__, str(part)) for part in parts]
+    raise RecipeError(f"{where} must be {' or '.join(names)}, got {value!r}.")
+
+
 def _build(cls: type, values: dict, where: str) -> typing.Any:
     if not isinstance(values, dict):
         raise RecipeError(f"{where} must be a mapping, got {values!r}.")
-    types = typing.get_type_hints(cls)
+    annotations = typing.get_type_hints(cls)
     names = [item.name for item in fields(cls)]
     built = {}
     for key, value in values.items():
         _check_key(key, names, where)
-        parts = [part for part in (types[key], *typing.get_args(types[key])) if is_dataclass(part)]
-        optional = type(None) in typing.get_args(types[key])
+        parts = [part for part in (annotations[key], *typing.get_args(annotations[key])) if is_dataclass(part)]
+        optional = type(None) in typing.get_args(annotations[key])
         if parts and not (optional and value is None):
             value = _build(parts[0], value or {}, f"{where}.{key}")
-        elif types[key] is float:
-            value = float(value)
+        elif not optional or value is not None:
+            value = _plain(value, annotations[key], f"{where}.{key}")
         built[key] = value
     return cls(**built)
 
@@ -299,6 +347,10 @@ def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe | Voc
         *parents, last = path.split(".")
         target = values
         for parent in parents:
-            target = target.setdefault(parent, {})
+            if target.get(parent) is None:
+                target[parent] = {}
+            target = target[parent]
+            if not isinstance(target, dict):
+                raise RecipeError(f"{override!r} sets a part of {parent}, which is {target!r} and has no parts.")
         target[last] = yaml.load(value, _Loader)
     return parse_recipe(values, str(name))

@@ -8,7 +8,7 @@ from transformers.utils import logging
 
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError, SpeechLM
 
-from .data.speech_data import Collator, SpeechDataset
+from .data.speech_data import Collator, SpeechDataset, rows_of_all_sources
 
 logger = logging.get_logger(__name__)
 
@@ -47,7 +47,7 @@ def text_attention(
 def write_samples(
     model: E2ETTSModel, dataset: SpeechDataset, collator: Collator, folder: str | Path, count: int, seed: int
 ) -> None:
-    """Speaks the first `count` rows of a held-out data set, from their own tokens and from their text.
+    """Speaks `count` rows of a held-out data set, of all sources in turn, from their own tokens and from their text.
 
     Writes N-recording.wav, N-reconstruction.wav, N-speech.wav and, where matplotlib is installed, N.png to `folder`.
     Neither the model's mode nor the random state of the training is changed.
@@ -58,8 +58,8 @@ def write_samples(
     model.eval()
     try:
         with torch.random.fork_rng():
-            for index in range(min(count, len(dataset))):
-                row = dataset[index]
+            for index, place in enumerate(rows_of_all_sources(dataset.rows, count)):
+                row = dataset[place]
                 batch = {name: value.to(device) for name, value in collator([row]).items()}
                 _write_sample(model, row, batch, folder / str(index), seed)
     finally:

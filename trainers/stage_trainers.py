@@ -19,7 +19,13 @@ from .adapters import add_adapters, save_merged
 from .averages import UpdateAverages, WeightAverages
 from .built_in_voices import save_voices
 from .callbacks import CollapseAlarm, SpeechSamples
-from .data.speech_data import SEED_STRIDE, MixtureBatches, SpeechDataset
+from .data.speech_data import (
+    SEED_STRIDE,
+    MixtureBatches,
+    SpeechDataset,
+    rows_of_all_sources,
+    speaker_numbers,
+)
 from .recipe import Recipe, RecipeError
 from .safety import divergence, save_bad_batch
 from .sharding import gathered, prepare_sharding
@@ -65,9 +71,8 @@ class SpeechTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         rows = self.train_dataset.rows
         self.embeddings = torch.from_numpy(np.asarray(rows["speaker_embedding"][:], dtype=np.float32))
-        speakers = np.asarray(rows["speaker"][:])
-        self.clips_of = {name: np.flatnonzero(speakers == name) for name in np.unique(speakers)}
-        self.speakers = speakers
+        self.speakers = speaker_numbers(rows)
+        self.clips_of = [np.flatnonzero(self.speakers == number) for number in range(self.speakers.max() + 1)]
         self.sums: dict[str, float] = defaultdict(float)
         self.logged = 0
         self.code_counts = torch.zeros(model.config.lm_config.num_codes, dtype=torch.long)
@@ -103,15 +108,18 @@ class SpeechTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         data = self.recipe.data
-        batches = MixtureBatches(
-            self.train_dataset.rows,
-            data.weights or source_counts(self.train_dataset.rows, data.max_seconds),
-            self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size,
-            self.args.seed,
-            data.seconds_per_batch,
-            data.max_rows,
-            data.max_seconds,
-        )
+        try:
+            batches = MixtureBatches(
+                self.train_dataset.rows,
+                data.weights or source_counts(self.train_dataset.rows, data.max_seconds),
+                self.args.max_steps * self.args.gradient_accumulation_steps * self.args.world_size,
+                self.args.seed,
+                data.seconds_per_batch,
+                data.max_rows,
+                data.max_seconds,
+            )
+        except ValueError as error:
+            raise RecipeError(f"data: {error}") from error
         loader = DataLoader(
             self.train_dataset,
             batch_sampler=batches,
@@ -124,8 +132,9 @@ class SpeechTrainer(Trainer):
 
     def seeds(self, utterances: torch.Tensor, step: int) -> torch.Tensor:
         """One seed an utterance from (run seed, step, utterance)."""
-        values = (self.args.seed * 1_000_003 + step) * SEED_STRIDE + utterances.long() * 97
-        return values % (2**31 - 1)
+        largest = 2**31 - 1
+        of_step = (self.args.seed * 1_000_003 + step) * SEED_STRIDE % largest
+        return (of_step + utterances.long() * 97) % largest
 
     def draw_inputs(self, inputs: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         """Adds seeds and the voice, of another clip of the speaker if any; jitters rates, hides text, sound, styles."""
@@ -177,16 +186,8 @@ class SpeechTrainer(Trainer):
 
     def model_options(self, step: int) -> dict:
         """Which losses the model computes."""
-        losses = self.recipe.losses
-        wanted = {
-            "lm": losses.lm,
-            "reward": losses.asr or losses.spk or losses.ser,
-            "flow": losses.flow,
-            "prior": losses.prior,
-        }
-        true_losses = tuple(name for name, weight in wanted.items() if weight)
         return {
-            "true_losses": true_losses,
+            **self.recipe.computed_losses(),
             "predict_from": self.recipe.predict_from,
             "history_dropout": self.recipe.history_dropout,
         }
@@ -207,6 +208,8 @@ class SpeechTrainer(Trainer):
             self.stop(f"The loss {problem} at step {step}: {named}.")
         for name, value in named.items():
             self.sums[name] += value
+        if output.too_short is not None:
+            self.sums["rows_too_short"] += float(output.too_short.float().mean())
         self.logged += 1
         self.code_counts += torch.bincount(output.ids[output.mask].cpu(), minlength=len(self.code_counts))
         return (loss, output) if return_outputs else loss
@@ -229,7 +232,13 @@ class SpeechTrainer(Trainer):
 
     @staticmethod
     def weighted_sum(output: E2ETTSOutput, weights: dict[str, float]) -> torch.Tensor:
-        return sum(weight * output[name] for name, weight in weights.items() if output.get(name) is not None)
+        """Raises RecipeError for a loss with a weight that the model does not give."""
+        if missing := [name for name in weights if output.get(name) is None]:
+            raise RecipeError(
+                f"The model gives no {', '.join(missing)}, which the recipe has a weight for: a head, labels or a "
+                "prior may be missing. Set the weight to 0, or see e2e_tts.trainers.doctor."
+            )
+        return sum(weight * output[name] for name, weight in weights.items())
 
     @staticmethod
     def named_losses(output: E2ETTSOutput) -> dict[str, float]:
@@ -260,6 +269,8 @@ class SpeechTrainer(Trainer):
             norms = [
                 nn.utils.clip_grad_norm_(parameters, self.recipe.max_grad_norms.get(name, self.args.max_grad_norm))
                 for name, parameters in members.items()
+                # The norm of no gradients would be a tensor of the CPU.
+                if any(parameter.grad is not None for parameter in parameters)
             ]
             norm = torch.linalg.vector_norm(torch.stack(norms))
         else:
@@ -326,7 +337,10 @@ class SpeechTrainer(Trainer):
     # ---------------------------------------------------------------- evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Named losses on held-out rows with fixed draws, and the reward model's label error rate (greedy CTC)."""
+        """Named losses on held-out rows with fixed draws, and the reward model's label error rate (greedy CTC).
+
+        The rows are data.eval_rows of all sources in turn; LM and decoder get the row's own voice embedding.
+        """
         with self.averages.applied():
             measured = self.measure(eval_dataset or self.eval_dataset)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
@@ -338,9 +352,9 @@ class SpeechTrainer(Trainer):
         """What `evaluate` logs, with the weights that the model has."""
         model = self.composite.eval()
         sums, rows, edits, symbols = defaultdict(float), 0, 0, 0
-        size = 8
-        for start in range(0, min(len(dataset), self.recipe.data.eval_rows), size):
-            items = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
+        size, chosen = 8, sorted(rows_of_all_sources(dataset.rows, self.recipe.data.eval_rows))
+        for start in range(0, len(chosen), size):
+            items = [dataset[i] for i in chosen[start : start + size]]
             inputs = {k: v.to(self.args.device) for k, v in self.data_collator(items).items()}
             utterances = inputs.pop("utterance").cpu()
             inputs["seeds"] = self.seeds(utterances, 0)
@@ -402,13 +416,7 @@ class EndToEndTrainer(SpeechTrainer):
         return schedule.start + (schedule.end - schedule.start) * min(1.0, step / max(1, self.args.max_steps))
 
     def model_options(self, step: int) -> dict:
-        predicted = self.recipe.predicted_losses
-        wanted = {
-            "reward": predicted.asr or predicted.spk or predicted.ser,
-            "flow": predicted.flow or predicted.prior,
-        }
         return super().model_options(step) | {
-            "predicted_losses": tuple(name for name, weight in wanted.items() if weight),
             "gumbel_temperature": self.temperature(step),
             "reference_lm": self.reference_lm,
         }

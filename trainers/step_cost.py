@@ -122,7 +122,7 @@ def measure_step(model: E2ETTSModel, recipe: Recipe, seconds: float = 10.0, text
     )
     half = bool(recipe.arguments.get("bf16"))
     blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    options = loss_options(recipe)
+    options = recipe.computed_losses() | {"predict_from": recipe.predict_from}
     anchored = recipe.trainer == "end_to_end" and bool(recipe.kl)
     anchor = copy.deepcopy(model.lm).requires_grad_(False).eval() if anchored else None
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -151,23 +151,3 @@ def measure_step(model: E2ETTSModel, recipe: Recipe, seconds: float = 10.0, text
             kept, flops = step(backward=True)
             activations = kept.total + largest
     return StepCost(rows, seconds, flops, activations, checkpointing)
-
-
-def loss_options(recipe: Recipe) -> dict:
-    """Arguments of the composite's forward: the losses that the recipe gives weight to."""
-
-    def named(losses: object) -> tuple[str, ...]:
-        wanted = {
-            "lm": getattr(losses, "lm", 0.0),
-            "reward": losses.asr or losses.spk or losses.ser,
-            "flow": losses.flow,
-            "prior": losses.prior,
-        }
-        return tuple(name for name, weight in wanted.items() if weight)
-
-    predicted = tuple("flow" if name == "prior" else name for name in named(recipe.predicted_losses))
-    return {
-        "true_losses": named(recipe.losses),
-        "predicted_losses": tuple(dict.fromkeys(predicted)) if recipe.trainer == "end_to_end" else (),
-        "predict_from": recipe.predict_from,
-    }

@@ -6,15 +6,13 @@ A run that was stopped, at any moment, goes on from its last whole checkpoint wh
 """
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import sort_checkpoints
-from transformers.utils import logging
 
 from e2e_tts.modeling import E2ETTSModel, VocoderConfig, VocoderModel
 
@@ -24,10 +22,9 @@ from .data.style_labels import check_labels
 from .data.vocoder_data import CropDataset
 from .memory_reuse import keep_freed_memory
 from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
+from .run_folder import check_recipe, last_whole_checkpoint, record_recipe, set_checkpoints_aside
 from .stage_trainers import TRAINERS, SpeechTrainer
 from .vocoder_trainer import VocoderTrainer
-
-logger = logging.get_logger(__name__)
 
 
 def build_model(recipe: Recipe) -> E2ETTSModel:
@@ -37,14 +34,22 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
             "An adapter folder is loaded onto the checkpoint that init names, and here the model is another one: save "
             "the model with its modules first and name that folder in init, or set lora.merged=true."
         )
-    if recipe.init is None:
-        model = E2ETTSModel(recipe.start_config())
-    elif recipe.text_vocab_size is None:
-        model = AutoModel.from_pretrained(recipe.init)
-    else:
-        model = AutoModel.from_pretrained(recipe.init, config=recipe.start_config(), ignore_mismatched_sizes=True)
-    for name, folder in recipe.init_modules.items():
-        model.replace_module(name, AutoModel.from_pretrained(folder))
+    try:
+        if recipe.init is None:
+            model = E2ETTSModel(recipe.start_config())
+        elif recipe.text_vocab_size is None:
+            model = AutoModel.from_pretrained(recipe.init)
+        else:
+            model = AutoModel.from_pretrained(recipe.init, config=recipe.start_config(), ignore_mismatched_sizes=True)
+        for name, folder in recipe.init_modules.items():
+            model.replace_module(name, AutoModel.from_pretrained(folder))
+    except OSError as error:
+        places = [place for place in (recipe.init, *recipe.init_modules.values()) if place is not None]
+        missing = [place for place in places if not Path(place).is_dir()] or places
+        raise RecipeError(
+            f"init: {' or '.join(missing)} cannot be loaded. Is the stage before this one done, or the name right? "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])
     return model
 
@@ -65,6 +70,11 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
                 f"arguments.{name} needs a GPU: on a CPU half precision is slower than float32 and gives other losses. "
                 f"Set arguments.{name}=false."
             )
+    if not settings["use_cpu"] and torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise RecipeError(
+            f"There are {torch.cuda.device_count()} GPUs and one process: start it with accelerate launch, or show it "
+            "one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
     trackers = settings.setdefault("report_to", "none")
     for name in [trackers] if isinstance(trackers, str) else trackers:
         installed = get_available_reporting_integrations()
@@ -129,35 +139,13 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
     )
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint that is complete, or None.
-
-    One that was being written or deleted when a run was killed is passed over: trainer_state.json is what a save ends
-    with, and what a deletion may leave while weights are gone.
-    """
-    checkpoints = sort_checkpoints(str(output_dir))
-    for checkpoint in reversed(checkpoints):
-        folder = Path(checkpoint)
-        index = folder / "model.safetensors.index.json"
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
-        except (OSError, ValueError):
-            continue
-        if all((folder / name).is_file() for name in weights):
-            return checkpoint
-    if checkpoints:
-        logger.warning(f"None of the checkpoints in {output_dir} is complete: the run starts from its beginning.")
-    return None
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("--output_dir", required=True, help="folder of the run; the final model goes to its final/")
     parser.add_argument("--max_steps", type=int, help="replaces arguments.max_steps")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. data.seconds_per_batch=20")
-    parser.add_argument("--fresh", action="store_true", help="ignore checkpoints in output_dir")
+    parser.add_argument("--fresh", action="store_true", help="start anew; checkpoints in output_dir are moved aside")
     options = parser.parse_args(arguments)
     keep_freed_memory()
     try:
@@ -166,8 +154,16 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = build(recipe, options.output_dir, options.max_steps)
     except (RecipeError, ValueError) as error:
         sys.exit(f"{options.recipe}: {error}")
-    checkpoint = None if options.fresh else last_whole_checkpoint(options.output_dir)
     try:
+        if options.fresh and trainer.is_world_process_zero():
+            set_checkpoints_aside(options.output_dir)
+        trainer.accelerator.wait_for_everyone()
+        checkpoint = last_whole_checkpoint(options.output_dir)
+        if checkpoint is not None:
+            check_recipe(recipe, options.output_dir)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            record_recipe(recipe, options.output_dir)
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RecipeError, FloatingPointError) as error:
         sys.exit(f"{options.recipe}: {error}")

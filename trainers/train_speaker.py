@@ -4,7 +4,7 @@ It is the SPK teacher and the voice encoder of a recipe's model, and is frozen b
 """
 
 import argparse
-from pathlib import Path
+import sys
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.configuration_e2e_tts import SpeakerEncoderConfig
 from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
-from .data.speech_data import SpeechDataset, load_prepared
+from .data.speech_data import SpeechDataset, load_prepared, speaker_numbers
 from .data.vocoder_data import read_audio
 from .memory_reuse import keep_freed_memory
 from .recipe import load_recipe
+from .run_folder import last_whole_checkpoint
 
 
 class ResampledSpeech(SpeechDataset):
@@ -91,14 +92,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     keep_freed_memory()
-    rows = load_prepared(options.data, "train")
-    speakers, labels = np.unique(np.asarray(rows["speaker"][:]), return_inverse=True)
+    try:
+        rows = load_prepared(options.data, "train")
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    labels = speaker_numbers(rows)
     settings = {}
     if options.recipe is not None:
         settings = (load_recipe(options.recipe).model or {}).get("speaker_config")
         if settings is None:
             parser.error(f"{options.recipe} describes no speaker encoder (model.speaker_config)")
-    config = SpeakerEncoderConfig(**settings, num_speakers=len(speakers))
+    config = SpeakerEncoderConfig(**settings, num_speakers=int(labels.max()) + 1)
     torch.manual_seed(options.seed)
     model = SpeakerEncoderModel(config)
     spec = MelSpec.from_dict(config.mel)
@@ -122,15 +126,16 @@ def main(arguments: list[str] | None = None) -> None:
         model,
         training,
         train_dataset=ResampledSpeech(rows, spec),
-        data_collator=CropCollator(spec, options.crop_seconds, labels.astype(np.int64)),
-        batches=SpeakerBatches(labels, options.max_steps, options.batch_size, options.seed),
+        data_collator=CropCollator(spec, options.crop_seconds, labels),
+        batches=SpeakerBatches(labels, options.max_steps * training.world_size, options.batch_size, options.seed),
     )
-    checkpoints = sorted(Path(options.output_dir).glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=bool(checkpoints))
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(options.output_dir))
+    if not trainer.is_world_process_zero():
+        return
     # What ships is the embedding network: the class weights name training speakers and serve nobody else.
     config.num_speakers = 0
     model.classes = None
-    model.save_pretrained(Path(options.output_dir) / "final")
+    model.save_pretrained(f"{options.output_dir}/final")
 
 
 if __name__ == "__main__":

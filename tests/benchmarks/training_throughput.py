@@ -25,7 +25,7 @@ from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel
 from e2e_tts.trainers.data.speech_data import MixtureBatches
 from e2e_tts.trainers.memory_reuse import keep_freed_memory
 from e2e_tts.trainers.recipe import Recipe, load_recipe
-from e2e_tts.trainers.step_cost import example_batch, flop_counter, loss_options
+from e2e_tts.trainers.step_cost import example_batch, flop_counter
 
 LEARNING = ("encoder", "reward", "lm", "decoder")
 CASCADE = {"tokenizer": ("encoder", "reward"), "language model": ("lm",), "flow decoder": ("decoder",)}
@@ -144,7 +144,7 @@ class Workload:
         model = self.model = E2ETTSModel(E2ETTSConfig(**recipe.model))
         model.freeze([name for name in ("speaker", "vocoder", *LEARNING) if name not in recipe.train])
         model.train()
-        options = loss_options(recipe)
+        options = recipe.computed_losses() | {"predict_from": recipe.predict_from}
         rows = max(1, min(recipe.data.max_rows, round(recipe.data.seconds_per_batch / seconds)))
         batch = random_batch(model.config, rows, seconds, generator)
         self.work = {

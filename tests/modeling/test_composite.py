@@ -150,6 +150,22 @@ def test_what_is_no_checkpoint_is_said(folder, tmp_path):
         E2ETTSModel.from_pretrained(folder / "lm")
 
 
+def test_slow_speech_may_be_long(tiny_model, processor, monkeypatch):
+    model, limits = tiny_model(), []
+    generate = model.lm.generate_codes
+
+    def spy(**arguments):
+        limits.append(arguments["max_tokens_per_symbol"])
+        return generate(**arguments | {"max_tokens_per_symbol": 2.0})
+
+    monkeypatch.setattr(model.lm, "generate_codes", spy)
+    model.lm.end_head.bias.data.fill_(1e4)
+    for settings in ({}, {"speed": 0.25}, {"speed": 0.25, "max_tokens_per_symbol": 3.0}):
+        model.generate(**processor(text="Hello, world!"), tokens_per_symbol=2.0, seed=0, num_steps=1, **settings)
+    # Twice the 2 tokens asked for lie below the usual limit, twice the 8 tokens above it; a given limit holds.
+    assert limits == [8.0, 16.0, 3.0]
+
+
 def test_generation_errors(tiny_model, processor):
     model = tiny_model()
     inputs = processor(text="Hello, world!")
@@ -159,6 +175,13 @@ def test_generation_errors(tiny_model, processor):
         model.generate(**inputs, speed=9.0)
     with pytest.raises(ValueError, match=r"carl.*anna.*ben"):
         model.generate(**inputs, voice="carl")
+    features = torch.zeros(1, 24, 80)
+    with pytest.raises(ValueError, match="voice and reference_features each say who speaks"):
+        model.generate(**inputs, voice="anna", reference_features=features)
+    with pytest.raises(ValueError, match="give reference_features too"):
+        model.generate(**inputs, prompt_text_ids=torch.tensor([[9, 10]]))
+    with pytest.raises(ValueError, match="Neither push_to_hub nor variant"):
+        model.save_pretrained("unused", push_to_hub=True)
     model.lm.end_head.bias.data.fill_(-1e4)
     with pytest.raises(SpeechGenerationError, match="did not end"):
         model.generate(**inputs, seed=0)

@@ -52,9 +52,8 @@ def test_a_composite_that_does_not_fit_is_refused(model):
     for composite, predict_from in ((model, "codes"), (make_composite(), "hidden")):
         with pytest.raises(ValueError, match=f"predict_from is '{predict_from}'"):
             composite(**training_batch(), true_losses=("flow",), predict_from=predict_from)
-    batch = training_batch()
     with pytest.raises(ValueError, match="need a text"):
-        model.reconstruct(batch["input_features"], batch["feature_mask"], batch["speaker_embedding"])
+        model.decode(torch.zeros(1, 4, dtype=torch.long), voice=training_batch()["speaker_embedding"][:1])
 
 
 def test_a_trained_decoder_is_rebuilt_for_states(tmp_path):

@@ -41,6 +41,12 @@ def test_no_labelled_row_gives_zero_with_a_graph():
     assert all(torch.isfinite(p.grad).all() and not p.grad.any() for p in reward.parameters() if p.grad is not None)
 
 
+def test_a_row_without_labels_has_no_recognition_loss():
+    labels = torch.tensor([[1, 2], [-100, -100]])
+    losses = make_reward().recognition_losses(CODES[:2], None, labels)
+    assert losses[0] > 0 and losses[1] == 0
+
+
 def test_rows_too_short_for_their_labels_are_listed():
     reward = make_reward()
     mask = torch.arange(8)[None] < torch.tensor([8, 2, 2, 2])[:, None]

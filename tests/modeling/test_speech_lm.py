@@ -142,16 +142,27 @@ def test_guided_scores_and_their_limits():
     given, without = torch.tensor([[3.0, 1.0, 0.0, -4.0]]), torch.tensor([[2.9, -2.0, 0.0, -14.0]])
     history = torch.zeros(2, 3, dtype=torch.long)
     scores = torch.cat([given, without])
-    guided = TextGuidance(2.0, LogitsProcessorList())(history, scores)
+    free = LengthLimits(torch.tensor([0]), torch.tensor([9]), end_token_id=3)
+    guided = TextGuidance(2.0, free, LogitsProcessorList())(history, scores)
     expected = 2 * given.log_softmax(-1) - without.log_softmax(-1)
     torch.testing.assert_close(guided, expected.repeat(2, 1))
     # The last token wins by its ratio alone, and is left out where it is not among the likely ones.
-    assert TextGuidance(3.0, LogitsProcessorList())(history, scores).argmax() == 3
-    assert TextGuidance(3.0, LogitsProcessorList(), top_k=2)(history, scores)[0].argmax() == 1
+    assert TextGuidance(3.0, free, LogitsProcessorList())(history, scores).argmax() == 3
+    assert TextGuidance(3.0, free, LogitsProcessorList(), top_k=2)(history, scores)[0].argmax() == 1
     # The end is forced at the limit, however unlikely it is.
     limits = LengthLimits(torch.tensor([1]), torch.tensor([3]), end_token_id=3)
-    forced = TextGuidance(3.0, LogitsProcessorList([limits]), top_k=1)(history, scores)
+    forced = TextGuidance(3.0, limits, LogitsProcessorList(), top_k=1)(history, scores)
     assert (forced / 0.1).softmax(dim=-1)[:, 3].tolist() == [1.0, 1.0]
+
+
+def test_an_end_that_is_too_early_takes_no_place_among_the_likely():
+    # The end, 2, is the likeliest but impossible yet; 3 and 4 are control tokens, which `score` never gives.
+    never = torch.finfo(torch.float32).min
+    scores = torch.tensor([[1.0, 0.0, 9.0, never, never]]).repeat(2, 1)
+    limits = LengthLimits(torch.tensor([8]), torch.tensor([9]), end_token_id=2)
+    guided = TextGuidance(2.0, limits, LogitsProcessorList(), top_k=1)(torch.zeros(2, 3, dtype=torch.long), scores)
+    assert guided.argmax(dim=-1).tolist() == [0, 0]
+    assert guided.softmax(dim=-1)[0].tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_composite_refuses_speech_that_does_not_end():

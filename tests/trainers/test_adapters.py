@@ -105,14 +105,22 @@ def test_the_new_voice_is_the_mean_of_its_rows(tuned):
 
 def test_voices_of_the_base_are_kept_behind_the_new_one(folders, tmp_path):
     base = AutoModel.from_pretrained(folders["start"])
-    old = torch.nn.functional.normalize(torch.randn(16, generator=torch.Generator().manual_seed(1)), dim=-1)
-    base.set_voices({"old": old, "mine": old}, {"old": 2.0, "mine": 3.0})
+    zoe, anna = torch.eye(2, 16)
+    base.set_voices({"zoe": zoe, "anna": anna, "mine": zoe}, {"zoe": 2.0, "anna": 2.5, "mine": 3.0})
     base.save_pretrained(tmp_path / "base")
     recipe = stage_recipe("component", folders, **LORA, voices={"mine": "*"}, init=str(tmp_path / "base"))
-    model = build_trainer(recipe, str(tmp_path / "run")).composite
-    assert list(model.config.voices) == ["mine", "old"] and model.config.voices["old"] == 2.0
-    torch.testing.assert_close(model.voice_embeddings[1], old)
-    assert not torch.allclose(model.voice_embeddings[0], old)
+    trainer = build_trainer(recipe, str(tmp_path / "run"))
+    trainer.save_final(tmp_path / "final")
+    adapters.main(["--adapter", str(tmp_path / "final"), "--output", str(tmp_path / "merged")])
+    adapted = adapters.load_adapted(tmp_path / "final").get_base_model()
+    mine = trainer.composite.voice_embeddings[list(trainer.composite.config.voices).index("mine")]
+    assert not torch.allclose(mine, zoe)
+    for model in (trainer.composite, adapted, AutoModel.from_pretrained(tmp_path / "merged")):
+        # The names in alphabetical order, as in config.json, each still with its own numbers.
+        assert list(model.config.voices) == ["anna", "mine", "zoe"]
+        assert model.config.voices["zoe"] == 2.0 and model.config.voices["anna"] == 2.5
+        torch.testing.assert_close(model.voice_embeddings, torch.stack([anna, mine, zoe]))
+        assert model.config.voice_names[0] == "mine"
 
 
 @pytest.mark.parametrize(

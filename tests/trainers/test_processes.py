@@ -9,7 +9,7 @@ from processes import free_port, run, train, train_as_rank, train_until_killed
 from safetensors.torch import load_file
 from stages import LORA, STEPS, logged_losses, make_folders, recipe_values
 
-from e2e_tts.trainers.train import last_whole_checkpoint
+from e2e_tts.trainers.run_folder import last_whole_checkpoint
 
 EMA = {"ema": {"decoder": 0.9}}
 # With dropout on, and every kind of state that a checkpoint has to hold.
@@ -68,28 +68,6 @@ def test_a_killed_run_resumes_to_the_same_losses(case, folders, tmp_path):
         weights = load_file(tmp_path / "killed" / "final" / file.relative_to(tmp_path / "whole" / "final"))
         for name, value in load_file(file).items():
             assert value.equal(weights[name]), name
-
-
-def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
-    def checkpoint(step: int, state: str | None, weights: bool = True) -> None:
-        folder = tmp_path / f"checkpoint-{step}"
-        (folder / "lm").mkdir(parents=True)
-        index = {"weight_map": {"lm.weight": "lm/model.safetensors"}}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        if weights:
-            (folder / "lm" / "model.safetensors").touch()
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-
-    assert last_whole_checkpoint(tmp_path / "nothing") is None and last_whole_checkpoint(tmp_path) is None
-    checkpoint(20, None)
-    checkpoint(30, '{"global_step": 3')
-    checkpoint(40, "{}", weights=False)
-    assert last_whole_checkpoint(tmp_path) is None
-    assert "None of the checkpoints" in caplog.text
-    checkpoint(9, "{}")
-    checkpoint(10, "{}")
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 @pytest.mark.parametrize("stage, changes", [("joint", EMA), ("component", {**LORA, "lora": {"rank": 4}})])

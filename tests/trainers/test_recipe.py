@@ -6,7 +6,7 @@ import yaml
 from e2e_tts.modeling import E2ETTSConfig
 from e2e_tts.trainers.recipe import RECIPE_FOLDER, RecipeError, VocoderRecipe, load_recipe, parse_recipe
 
-MINIMAL = {"train": ["lm"], "init": "somewhere"}
+MINIMAL = {"train": ["lm"], "init": "somewhere", "losses": {"lm": 1.0}}
 SHIPPED = sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
 
 
@@ -23,7 +23,7 @@ def test_shipped_recipes_parse(name):
 
 def test_defaults():
     recipe = parse_recipe(MINIMAL)
-    assert recipe.trainer == "joint" and recipe.losses.lm == 0.0 and recipe.gumbel.end == 0.3
+    assert recipe.trainer == "joint" and recipe.losses.asr == 0.0 and recipe.gumbel.end == 0.3
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,18 @@ def test_defaults():
         ({"trainer": "jiont"}, "joint, component, end_to_end or vocoder, got 'jiont'"),
         ({"train": []}, "train is empty"),
         ({"init": None}, "either init .* or model"),
+        ({"kl": 0.1}, "trainer joint has no losses on predicted codes.*end_to_end"),
+        ({"predicted_losses": {"asr": 1.0}}, "trainer joint has no losses on predicted codes"),
+        ({"losses": {}}, "No loss has a weight"),
+        ({"learning_rates": {"vocoder": 1.0}}, "'vocoder', which does not learn"),
+        ({"learning_rates": 1e-4}, r"recipe\.learning_rates must be a mapping, got 0\.0001"),
+        ({"learning_rates": {"lm": "fast"}}, r"learning_rates\.lm must be a number, got 'fast'"),
+        ({"train": "lm"}, r"recipe\.train must be a list, got 'lm'"),
+        ({"data": {"seconds_per_batch": None}}, r"data\.seconds_per_batch must be a number, got None"),
+        ({"data": {"max_rows": True}}, r"data\.max_rows must be a whole number, got True"),
+        ({"init": 5}, r"recipe\.init must be a text, got 5"),
+        ({"predict_from": "hiden"}, "predict_from must be codes or hidden"),
+        ({"max_grad_norms": {"lm": 1.0}, "arguments": {"max_grad_norm": 0}}, r"needs arguments\.max_grad_norm above 0"),
         ({"init": None, "model": {}, "text_vocab_size": 141}, r"without init set model\.lm_config"),
     ],
 )
@@ -57,6 +69,7 @@ def test_overrides(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**MINIMAL, "arguments": {"max_steps": 5, "seed": 1}, "losses": {"lm": 0.1}}))
     overrides = ["arguments.max_steps=9", "losses.lm=1e-2", "train=[lm, decoder]", "data.weights.new=2", "kl=0.1"]
+    overrides.append("trainer=end_to_end")
     recipe = load_recipe(str(file), overrides)
     assert recipe.arguments == {"max_steps": 9, "seed": 1}
     assert recipe.losses.lm == 0.01 and recipe.kl == 0.1
@@ -64,6 +77,8 @@ def test_overrides(tmp_path):
     assert recipe.data.weights == {"new": 2}
     with pytest.raises(RecipeError, match=r"key\.sub=value, got 'kl'"):
         load_recipe(str(file), ["kl"])
+    with pytest.raises(RecipeError, match=r"sets a part of init, which is .* and has no parts"):
+        load_recipe(str(file), ["init.x=1"])
     with pytest.raises(RecipeError, match=r"'lmm' in .*mine\.yaml\.losses"):
         load_recipe(str(file), ["losses.lmm=1"])
 

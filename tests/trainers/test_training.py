@@ -205,7 +205,9 @@ def test_draws_are_keyed_by_run_step_and_utterance(folders, tmp_path):
     torch.testing.assert_close(drawn["tokens_per_symbol"][1], again["tokens_per_symbol"][0])
     # The voice comes from another clip of the speaker.
     for row, voice in zip(rows, drawn["speaker_embedding"], strict=True):
-        others = [i for i in range(12) if trainer.speakers[i] == row["speaker"] and i != row["index"]]
+        kept = zip(trainer.train_dataset.rows["source"][:], trainer.train_dataset.rows["speaker"][:], strict=True)
+        own = (row["source"], row["speaker"])
+        others = [i for i, clip in enumerate(kept) if clip == own and i != row["index"]]
         assert any(torch.equal(voice, trainer.embeddings[i]) for i in others)
 
 
@@ -244,6 +246,27 @@ def test_a_broken_loss_names_the_utterances(folders, tmp_path):
         trainer.model.decoder.project_out.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"not finite at step 0.*utterances \["):
         trainer.train()
+
+
+def test_a_loss_that_the_model_does_not_give_is_named(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path), losses={"lm": 1.0, "asr": 1.0, "ser": 1.0})
+    trainer.model.reward.emotion_head = None
+    with pytest.raises(RecipeError, match=r"no loss_ser.*weight to 0"):
+        trainer.train()
+
+
+def test_what_a_stage_starts_from_must_be_there(folders, tmp_path):
+    with pytest.raises(RecipeError, match=r"init: .*no_such_run cannot be loaded.*stage before"):
+        trainer_of("component", folders, str(tmp_path), init=str(tmp_path / "no_such_run"))
+
+
+def test_any_seed_can_be_trained_with(folders, tmp_path):
+    seeds = [
+        trainer_of("joint", folders, str(tmp_path), arguments={"seed": seed}).seeds(torch.arange(4), step=10**6)
+        for seed in (0, 12345, 2**31)
+    ]
+    assert len({int(seed) for row in seeds for seed in row}) == 12
+    assert all(0 <= int(seed) < 2**31 for row in seeds for seed in row)
 
 
 def test_edit_distance_and_token_statistics():

@@ -1,6 +1,7 @@
 """Prepared speech as torch data sets: decoding, mixing sources, batches of similar length, and padding."""
 
 import io
+import itertools
 import logging
 import math
 from collections import Counter
@@ -67,6 +68,28 @@ def load_prepared(folders: Sequence[str], split: str) -> Dataset:
             "data.eval_rows=0."
         )
     return concatenate_datasets(kept)
+
+
+def speaker_numbers(rows: Dataset) -> np.ndarray:
+    """A number (rows,) for each row's speaker, from 0 on. Equal names in two sources are two speakers."""
+    names = [f"{source}/{speaker}" for source, speaker in zip(rows["source"][:], rows["speaker"][:], strict=True)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def rows_of_all_sources(rows: Dataset, count: int) -> list[int]:
+    """At most `count` rows, of each source in turn; those of a source lie at equal distances, to reach all speakers."""
+    sources = np.asarray(rows["source"][:])
+    members = [np.flatnonzero(sources == name) for name in dict.fromkeys(sources.tolist())]
+    shares = [0] * len(members)
+    for _ in range(min(count, len(rows))):
+        unfinished = [index for index, share in enumerate(shares) if share < len(members[index])]
+        shares[min(unfinished, key=shares.__getitem__)] += 1
+    spread = [
+        own[np.linspace(0, len(own) - 1, share).round().astype(int)].tolist()
+        for own, share in zip(members, shares, strict=True)
+    ]
+    turns = itertools.zip_longest(*spread)
+    return [row for turn in turns for row in turn if row is not None]
 
 
 def load_folder(folder: str) -> Dataset:

@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader
 
 from e2e_tts.modeling import E2ETTSConfig
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
-from e2e_tts.trainers.data.speech_data import Collator, MixtureBatches, SpeechDataset, decode, load_prepared
+from e2e_tts.trainers.data.speech_data import (
+    Collator,
+    MixtureBatches,
+    SpeechDataset,
+    decode,
+    load_prepared,
+    rows_of_all_sources,
+    speaker_numbers,
+)
 
 
 def lengths_only(count: int = 200) -> Dataset:
@@ -238,3 +246,19 @@ def test_a_decoder_with_a_mel_of_its_own_gets_it():
     heard = batch["input_features"][1]
     loud = direct > -3
     assert loud.any() and (heard[loud] - direct[loud]).abs().mean() < 0.05
+
+
+def test_rows_of_all_sources_are_taken_in_turn():
+    rows = Dataset.from_dict({"source": ["a"] * 50 + ["b"] * 2 + ["c"] * 20})
+    chosen = rows_of_all_sources(rows, 10)
+    sources = [rows[index]["source"] for index in chosen]
+    assert sources[:5] == ["a", "b", "c", "a", "b"] and sorted(sources) == ["a"] * 4 + ["b"] * 2 + ["c"] * 4
+    # Those of a source reach from its first to its last row.
+    assert [index for index in chosen if index < 50] == [0, 16, 33, 49]
+    assert rows_of_all_sources(rows, 10) == chosen
+    assert sorted(rows_of_all_sources(rows, 1000)) == list(range(72)) and rows_of_all_sources(rows, 0) == []
+
+
+def test_one_name_in_two_sources_is_two_speakers():
+    rows = Dataset.from_dict({"source": ["x", "y", "x", "y"], "speaker": ["84", "84", "84", "85"]})
+    assert speaker_numbers(rows).tolist() == [0, 1, 0, 2]

@@ -1,0 +1,96 @@
+"""What a run keeps in its folder beside the weights: the recipe it was started with, and whole checkpoints."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.trainer_utils import sort_checkpoints
+from transformers.utils import logging
+
+from .recipe import Recipe, RecipeError, VocoderRecipe
+
+logger = logging.get_logger(__name__)
+
+RECIPE_FILE = "resolved_recipe.yaml"
+# What may be another when a run goes on: how long it runs, and what it writes down on its way.
+FREE_ARGUMENTS = ("max_steps", "logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm")
+FREE = ("samples", "safety", "data.eval_rows", *(f"arguments.{name}" for name in FREE_ARGUMENTS))
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest checkpoint that is complete, or None.
+
+    One that was being written or deleted when a run was killed is passed over: trainer_state.json is what a save ends
+    with, and what a deletion may leave while weights are gone.
+    """
+    checkpoints = sort_checkpoints(str(output_dir))
+    for checkpoint in reversed(checkpoints):
+        folder = Path(checkpoint)
+        index = folder / "model.safetensors.index.json"
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+        except (OSError, ValueError):
+            continue
+        if all((folder / name).is_file() for name in weights):
+            return checkpoint
+    if checkpoints:
+        logger.warning(f"None of the checkpoints in {output_dir} is complete: the run starts from its beginning.")
+    return None
+
+
+def set_checkpoints_aside(output_dir: str | Path) -> Path | None:
+    """Moves checkpoints of an earlier run to a folder of their own and returns it; None where there are none.
+
+    Left in place, a later checkpoint of the earlier run would be taken for one of the new run.
+    """
+    checkpoints = sort_checkpoints(str(output_dir))
+    if not checkpoints:
+        return None
+    number = 1
+    while (aside := Path(output_dir) / f"earlier-{number}").exists():
+        number += 1
+    aside.mkdir()
+    for checkpoint in map(Path, checkpoints):
+        checkpoint.rename(aside / checkpoint.name)
+    return aside
+
+
+def record_recipe(recipe: Recipe | VocoderRecipe, output_dir: str | Path) -> None:
+    """Writes the recipe, overrides included, to the run's folder."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
+    (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+
+
+def check_recipe(recipe: Recipe | VocoderRecipe, output_dir: str | Path) -> None:
+    """Raises RecipeError where the run in a folder was started with another recipe: what is loaded from a checkpoint,
+    learning rates among it, would win over the recipe without a word."""
+    file = Path(output_dir) / RECIPE_FILE
+    if not file.is_file():
+        return
+    before, now = (flatten(values) for values in (yaml.safe_load(file.read_text(encoding="utf-8")), asdict(recipe)))
+    changed = [
+        f"{name} is {now.get(name)}, was {before.get(name)}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name) and not name.startswith(FREE)
+    ]
+    if changed:
+        raise RecipeError(
+            f"The run in {output_dir} was started with another recipe: {'; '.join(changed)}. Go on with the one it "
+            "had, name another --output_dir, or start anew with --fresh."
+        )
+
+
+def flatten(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with keys joined by dots."""
+    if not isinstance(values, dict) or not values:
+        return {name: list(values) if isinstance(values, tuple) else values}
+    return {
+        key: value
+        for part, inner in values.items()
+        for key, value in flatten(inner, f"{name}.{part}" if name else str(part)).items()
+    }
