@@ -87,6 +87,7 @@ class AudioWriter:
 
             self._resampler = soxr.ResampleStream(sampling_rate, rate, 1, dtype="float32")
         self._encoder: Any = None
+        self._appended: _Appended | None = None
         self._held: io.BytesIO | None = None
         if self._format.container == "RAW":
             return
@@ -96,7 +97,7 @@ class AudioWriter:
             return
         target: Any = file
         if grows and self._format.grows:
-            target = _Appended(file)
+            target = self._appended = _Appended()
         elif grows:
             target = self._held = io.BytesIO()
         self._encoder = self._open_encoder(target, rate)
@@ -124,8 +125,14 @@ class AudioWriter:
             # In pieces: libvorbis keeps all of a call on its stack.
             for start in range(0, len(samples), self._encoder.samplerate):
                 self._encoder.write(samples[start : start + self._encoder.samplerate])
+                self._pass_on()
         elif len(samples):
             self._file.write((samples * FULL_SCALE).astype("<i2").tobytes())
+
+    def _pass_on(self) -> None:
+        """Writes what the encoder has appended. Not done where libsndfile calls: errors raised there are lost."""
+        if self._appended is not None and (data := self._appended.take()):
+            self._file.write(data)
 
     def close(self) -> None:
         """Writes what is still held back; the file itself stays open."""
@@ -133,6 +140,7 @@ class AudioWriter:
             self._write([], last=True)
         if self._encoder is not None:
             self._encoder.close()
+            self._pass_on()
         if self._held is not None:
             self._file.write(self._held.getvalue())
 
@@ -152,16 +160,22 @@ def encode(samples: "np.ndarray", sampling_rate: int, audio_format: str, output_
 
 
 class _Appended:
-    """A file for libsndfile that passes on what is appended; what it would correct at the beginning is dropped."""
+    """A file for libsndfile that keeps what is appended; what it would correct at the beginning is dropped."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self) -> None:
+        self._data = bytearray()
         self._position = self._length = 0
+
+    def take(self) -> bytes:
+        """What was appended since the last time."""
+        data = bytes(self._data)
+        self._data.clear()
+        return data
 
     def write(self, data: bytes) -> int:
         data = bytes(data)
         if self._position == self._length:
-            self._file.write(data)
+            self._data += data
             self._length += len(data)
         self._position += len(data)
         return len(data)

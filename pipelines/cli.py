@@ -174,11 +174,11 @@ def _add_speak(command: Parser) -> None:
     command.add_argument("text", nargs="?", help="what to say; - reads standard input")
     _add_output(command, default="speech.wav")
     command.add_argument(
-        "--stream", action="store_true", help="write while speaking, and speak standard input while it comes"
+        "--stream", action="store_true", help="write each chunk at once, and speak standard input while it comes"
     )
     _add_model(command)
     _add_voice(command)
-    command.add_argument("--list-voices", action="store_true", help="print the names of the built-in voices")
+    command.add_argument("--list-voices", action="store_true", help="print the built-in voices, the default first")
     text = command.add_mutually_exclusive_group()
     text.add_argument("--reference-text", metavar="TEXT", help="what the reference says; its manner is copied too")
     text.add_argument("--transcribe", action="store_true", help="let the model find out what the reference says")
@@ -297,7 +297,9 @@ def _add_model(command: Parser) -> None:
 
 
 def _add_voice(command: Parser) -> None:
-    command.add_argument("--voice", metavar="NAME", help="built-in voice, or a file of e2e-tts clone (default: first)")
+    command.add_argument(
+        "--voice", metavar="NAME", help="built-in voice, or a file of e2e-tts clone (default: the first one listed)"
+    )
     command.add_argument("--reference", metavar="FILE", help="recording whose voice is taken instead, 3 to 10 s say")
 
 

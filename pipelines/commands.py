@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,11 @@ def list_voices(model: str) -> list[str]:
     """Names of the built-in voices of a checkpoint, the default one first."""
     path = Path(model) / "config.json"
     if path.is_file():
-        return list(json.loads(path.read_text()).get("voices") or {})
+        config = json.loads(path.read_text())
+        return sorted(config.get("voices") or {}, key=lambda name: name != config.get("default_voice"))
     from e2e_tts.modeling import E2ETTSConfig
 
-    return list(E2ETTSConfig.from_pretrained(model).voices)
+    return E2ETTSConfig.from_pretrained(model).voice_names
 
 
 def list_styles(model: str) -> str:
@@ -95,15 +97,16 @@ def speak(options: argparse.Namespace) -> None:
     def progress(number: int, count: int | None, part: str) -> None:
         say(options, f"[{number}{f'/{count}' if count else ''}] {part}")
 
-    start = time.perf_counter()
-    if options.stream:
-        chunks = pipe.stream(text, progress=progress, **settings)
-        samples = write_stream(chunks, pipe.model.config.sampling_rate, options.output, audio_format)
-    else:
-        from .long_text import speak_long
+    from .long_text import speak_long, speak_parts
 
+    start, rate = time.perf_counter(), pipe.model.config.sampling_rate
+    if not options.stream and only_grows(options.output):
+        # Speech that is there as a whole has its length in its header, which readers of a pipe may need.
         samples = write_speech(speak_long(pipe, text, progress, **settings), options.output, audio_format)
-    seconds = samples / pipe.model.config.sampling_rate
+    else:
+        speak_in = pipe.stream if options.stream else partial(speak_parts, pipe)
+        samples = write_stream(speak_in(text, progress=progress, **settings), rate, options.output, audio_format)
+    seconds = samples / rate
     say(options, f"{options.output}: {seconds:.1f} s of speech in {time.perf_counter() - start:.1f} s")
 
 
@@ -207,6 +210,8 @@ def detect(options: argparse.Namespace) -> int:
 
 def serve(options: argparse.Namespace) -> None:
     """Answers OpenAI's speech requests until it is stopped."""
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"--port must lie between 0 and 65535, got {options.port}.")
     model = find_model(options.model)
     try:
         import uvicorn
@@ -250,7 +255,7 @@ def load_pipe(model: str, options: argparse.Namespace) -> Any:
 
 
 def find_voice(pipe: Any, options: argparse.Namespace) -> Any:
-    """The voice that --voice or --reference name, listened to once; None for the model's first."""
+    """The voice that --voice or --reference name, listened to once; None for the model's default."""
     if options.reference is None:
         return options.voice
     if options.voice is not None:
@@ -369,13 +374,20 @@ def write_speech(speech: dict[str, Any], output: str, audio_format: str) -> int:
     return len(speech["audio"])
 
 
+def only_grows(output: str) -> bool:
+    """Whether an output is a pipe or a device, which cannot be returned to; what ">>" has written should not be."""
+    return output == STANDARD or (Path(output).exists() and not Path(output).is_file())
+
+
 def write_stream(chunks: Iterable[dict[str, Any]], rate: int, output: str, audio_format: str) -> int:
-    """Writes chunks as they come; returns the number of samples. A file is left playable wherever it is stopped."""
+    """Writes chunks as they come; returns the number of samples. A file is left playable wherever it is stopped.
+
+    Raises what the chunks raise and, once something is written, RuntimeError that says where what was spoken is.
+    """
     # The first chunk is waited for: a text that cannot be spoken leaves no file behind.
     chunks = iter(chunks)
     first = next(chunks)
-    # Pipes and devices cannot be returned to for a length; neither should what ">>" has written before.
-    growing = output == STANDARD or (Path(output).exists() and not Path(output).is_file())
+    growing = only_grows(output)
     file = sys.stdout.buffer if output == STANDARD else open(output, "wb" if growing else "w+b")  # noqa: SIM115
     count = 0
     try:
@@ -385,6 +397,10 @@ def write_stream(chunks: Iterable[dict[str, Any]], rate: int, output: str, audio
                 count += len(chunk["audio"])
                 file.flush()
         file.flush()
+    except (ValueError, RuntimeError) as error:
+        if growing:
+            raise
+        raise RuntimeError(f"{error} The {count / rate:.1f} s of speech before that are in {output}.") from error
     finally:
         if output != STANDARD:
             file.close()

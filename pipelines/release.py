@@ -18,7 +18,7 @@ from e2e_tts.trainers.built_in_voices import mean_voice
 from e2e_tts.trainers.data import text_tokens
 from e2e_tts.trainers.data.text_tokens import PHONEMES, TOKENIZER_HELP
 
-from .text_to_speech import TextToSpeechPipeline
+from .text_to_speech import TextToSpeechPipeline, check_range
 
 # Weights that no inference reads: the classes that the speaker encoder was trained to tell apart.
 TRAINING_WEIGHTS = ("speaker.classes.",)
@@ -130,7 +130,8 @@ def add_voices(model: E2ETTSModel, voices: list[str]) -> None:
 
 
 def parse_sampling(entries: list[str]) -> dict[str, float | int]:
-    """["temperature=0.6", "top_k=10"] -> a mapping. Raises ValueError for other names and for what is no number."""
+    """["temperature=0.6", "top_k=10"] -> a mapping. Raises ValueError for other names, and for what is no number
+    or beyond the pipeline's ranges."""
     kinds = {"temperature": float, "top_k": int, "top_p": float, "text_guidance": float}
     sampling = {}
     for entry in entries:
@@ -138,6 +139,7 @@ def parse_sampling(entries: list[str]) -> dict[str, float | int]:
         if name not in kinds:
             raise ValueError(f"--sampling takes {', '.join(kinds)}, got {entry!r}.")
         sampling[name] = kinds[name](value)
+        check_range(name, sampling[name])
     return sampling
 
 
@@ -194,6 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.sampling:
             model.config.sampling = parse_sampling(options.sampling)
         if options.candidates is not None:
+            check_range("candidates", options.candidates)
             if options.candidates > 1 and model.reward.ctc_head is None:
                 raise ValueError("--candidates needs a reward model with a CTC head, which this one lacks.")
             model.config.candidates = options.candidates
@@ -202,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     size = sum(file.stat().st_size for file in Path(options.output).rglob("*") if file.is_file())
-    print(f"{options.output}: {size / 1e6:.1f} MB, voices {list(model.config.voices)}")
+    print(f"{options.output}: {size / 1e6:.1f} MB, voices {model.config.voice_names}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class SpeechRequest(BaseModel):
 
     model: str
     input: str
-    voice: str | VoiceId | None = Field(None, description="by default the model's first")
+    voice: str | VoiceId | None = Field(None, description="by default the model's default voice")
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = Field(
         "mp3", description="pcm is 16-bit little-endian at 24 kHz, as with OpenAI"
     )

@@ -59,7 +59,7 @@ class SpeechService:
 
     def __init__(self, pipe: TextToSpeechPipeline, voices_folder: str | Path | None, limits: ServerLimits) -> None:
         self.pipe, self.limits = pipe, limits
-        self.voices: dict[str, Any] = {name: name for name in pipe.model.config.voices}
+        self.voices: dict[str, Any] = {name: name for name in pipe.model.config.voice_names}
         if voices_folder is not None:
             if not Path(voices_folder).is_dir():
                 raise ValueError(f"There is no folder of voices {voices_folder}.")
@@ -97,8 +97,10 @@ class SpeechService:
         """The body of the answer, piece by piece."""
         return self._events(request) if request.stream_format == "sse" else self._audio(request, self._chunks(request))
 
-    def _chunks(self, request: SpeechRequest) -> Iterator[dict[str, Any]]:
-        settings = {**request.settings(), "voice": self.find_voice(request)}
+    def _chunks(
+        self, request: SpeechRequest, progress: Callable[[int, int | None, str], None] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        settings = {**request.settings(), "voice": self.find_voice(request), "progress": progress}
         if request.stream:
             return self.pipe.stream(request.input, **settings)
         return speak_parts(self.pipe, request.input, **settings)
@@ -120,7 +122,7 @@ class SpeechService:
         usage = {"input_tokens": 0, "output_tokens": 0}
         started = False
         try:
-            for piece in self._audio(request, self._counted(self._chunks(request), usage)):
+            for piece in self._audio(request, self._counted(request, usage)):
                 if piece:
                     started = True
                     yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode("ascii")})
@@ -132,14 +134,14 @@ class SpeechService:
         usage["total_tokens"] = sum(usage.values())
         yield _event({"type": "speech.audio.done", "usage": usage})
 
-    def _counted(self, chunks: Iterator[dict[str, Any]], usage: dict[str, int]) -> Iterator[dict[str, Any]]:
+    def _counted(self, request: SpeechRequest, usage: dict[str, int]) -> Iterator[dict[str, Any]]:
         """Adds up tokens: of every text part as the LM reads it, and of the speech by its length."""
-        part, samples, config = None, 0, self.pipe.model.config
-        with closing(chunks):
+        parts: list[str] = []  # begun and not counted: two that are equal cannot be told apart by their chunks
+        samples, config = 0, self.pipe.model.config
+        with closing(self._chunks(request, lambda number, count, part: parts.append(part))) as chunks:
             for chunk in chunks:
-                if chunk["text"] != part:
-                    part = chunk["text"]
-                    usage["input_tokens"] += self.pipe.preprocess(part)["text_ids"].shape[-1]
+                while parts:
+                    usage["input_tokens"] += self.pipe.preprocess(parts.pop())["text_ids"].shape[-1]
                 samples += len(chunk["audio"])
                 usage["output_tokens"] = round(samples / config.sampling_rate * config.encoder_config.token_rate)
                 yield chunk
@@ -197,7 +199,7 @@ def create_app(
     async def list_models() -> dict[str, Any]:
         return {"object": "list", "data": models}
 
-    @app.get("/v1/models/{wanted}")
+    @app.get("/v1/models/{wanted:path}")
     async def get_model(wanted: str) -> dict[str, Any]:
         for entry in models:
             if entry["id"] == wanted:
@@ -322,6 +324,8 @@ async def _api_error(request: Request, error: ApiError) -> JSONResponse:
 
 async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return await _api_error(request, ApiError(400, f"The body is not JSON (character {first['loc'][-1]})."))
     parameter = ".".join(str(place) for place in first["loc"] if place != "body") or None
     message = first["msg"] if parameter is None else f"{parameter}: {first['msg']}"
     return await _api_error(request, ApiError(400, message, parameter))

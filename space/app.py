@@ -38,12 +38,16 @@ UNMARKED = "This speech in a cloned voice carries no watermark: the package `res
 class Demo:
     """The functions behind the page, over one or several checkpoints. Names of their parameters are names in the API.
 
-    Each takes the fields of `lay_out_inputs`, whose values on a fresh page are the defaults of the API too.
+    Each takes the fields of `lay_out_inputs`, whose values on a fresh page are the defaults of the API too; only
+    `stream` by default draws once. Where the LM draws several candidates, the sound of a sentence starts once all of
+    them are there; 1 candidate sounds at once.
     """
 
     def __init__(self, sources: list[str]) -> None:
         self.checkpoints, self.own_vocoder = load_checkpoints(sources)
-        voices = [voice for pipe in self.checkpoints.values() for voice in pipe.model.config.voices]
+        # A fresh page shows the first checkpoint's default. Checkpoints whose own code is older do not name one.
+        configs = [pipe.model.config for pipe in self.checkpoints.values()]
+        voices = [name for config in configs for name in getattr(config, "voice_names", config.voices)]
         self.voices = list(dict.fromkeys(voices))
         # Checkpoints whose own code is older have no styles.
         words = [pipe.model.style_words() for pipe in self.checkpoints.values() if hasattr(pipe.model, "style_words")]
@@ -56,7 +60,7 @@ class Demo:
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
     ) -> Iterator[tuple[bytes | None, str | None, str, str]]:
         """For the page: a chunk for the player, the recording once it is complete, the picture as it grows, and a line
-        about the watermark of cloned speech."""
+        about the watermark of cloned speech. With several candidates the chunks of a sentence come after its tries."""
         for chunk, speech in self._speak(True, text, voice, reference, **inputs):
             note = watermark_note(reference, speech)
             yield to_wav(chunk, speech.rate) if can_play() else None, None, speech.picture(), note
@@ -65,7 +69,8 @@ class Demo:
     def stream(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
     ) -> Iterator[str]:
-        """Speaks a text and gives the audio in chunks, each as soon as it is there."""
+        """Speaks a text and gives the audio in chunks, each as soon as it is there: with one candidate, the default
+        here, before a sentence is drawn to its end."""
         for chunk, speech in self._speak(True, text, voice, reference, **inputs):
             yield save_audio(speech.rate, to_int16(chunk))
 
@@ -187,7 +192,7 @@ def build_demo(*sources: str) -> gr.Blocks:
                 gr.Examples([[example] for example in EXAMPLES], inputs["text"], cache_examples=False)
             with gr.Column():
                 live = gr.Audio(
-                    label="Live, while it is being made",
+                    label="Live: each sentence once its tries are drawn, at once with 1 candidate",
                     streaming=True,
                     autoplay=True,
                     visible=can_play(),
@@ -209,7 +214,8 @@ def build_demo(*sources: str) -> gr.Blocks:
         events = [speaking]
         # Endpoints of programs alone: without the player, whose stream is made for browsers.
         gr.on([], demo.speak, inputs_kwargs=inputs, outputs=[audio, picture], api_name="speak", **TURN)
-        gr.on([], demo.stream, inputs_kwargs=inputs, outputs=[chunk], api_name="stream", **TURN)
+        once = inputs | {"candidates": gr.Slider(1, 8, 1, step=1, precision=0, label="Candidates", visible=False)}
+        gr.on([], demo.stream, inputs_kwargs=once, outputs=[chunk], api_name="stream", **TURN)
         if len(demo.checkpoints) > 1:
             events.append(lay_out_comparison(demo, inputs))
         stop.click(None, cancels=events)
@@ -282,7 +288,7 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
                 step=1,
                 precision=0,
                 label="Candidates",
-                info="Tries at a sentence; the reward model keeps the best. 1 sounds soonest",
+                info="Tries at a sentence; the reward model keeps the best. Sound starts after all; with 1 at once",
             )
         styles = lay_out_styles(demo.styles)
     fields = {"text": text, "voice": voice, "reference": reference, "transcript": transcript, "seed": seed}

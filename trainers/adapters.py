@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = save_merged(load_adapted(options.adapter, options.base), options.output)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{options.output}: merged, voices {list(model.config.voices)}")
+    print(f"{options.output}: merged, voices {model.config.voice_names}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ def mean_voice(rows: Dataset, token_rate: float) -> tuple[torch.Tensor, float]:
 
 
 def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> None:
-    """Stores built-in voices in the model, in front of those it has: name -> SOURCE[:SPEAKER] of the rows, "*" for all.
+    """Stores built-in voices in the model beside those it has: name -> SOURCE[:SPEAKER] of the rows, "*" for all. The
+    first of them becomes the default.
 
     Raises RecipeError, naming what there is, for a source or speaker without rows.
     """
@@ -46,10 +47,11 @@ def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> Non
 
 
 def save_voices(model: E2ETTSModel, folder: str | Path) -> None:
-    """Writes the model's built-in voices beside an adapter, which has no place for them."""
+    """Writes the model's built-in voices beside an adapter, which has no place for them; the default one first."""
+    rows = dict(zip(model.config.voices, model.voice_embeddings.tolist(), strict=True))
     voices = {
-        name: {"tokens_per_symbol": rate, "embedding": embedding.tolist()}
-        for (name, rate), embedding in zip(model.config.voices.items(), model.voice_embeddings.cpu(), strict=True)
+        name: {"tokens_per_symbol": model.config.voices[name], "embedding": rows[name]}
+        for name in model.config.voice_names
     }
     (Path(folder) / VOICES_FILE).write_text(json.dumps(voices, indent=1) + "\n", encoding="utf-8")
 

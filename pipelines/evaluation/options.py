@@ -42,7 +42,7 @@ class EvaluationOptions:
     model: str | None = field(default=None, metadata={"help": "checkpoint that speaks: a folder or owner/model"})
     audio: str | None = field(default=None, metadata={"help": "instead of a checkpoint: a folder of NAME.wav to judge"})
     voice: str | None = field(
-        default=None, metadata={"help": "built-in voice; by default each utterance's prompt, or the first voice"}
+        default=None, metadata={"help": "built-in voice; by default each utterance's prompt, or the default voice"}
     )
     continue_prompt: bool = field(default=False, metadata={"help": "give the prompt's text too and continue it"})
     sampling: list[str] = field(

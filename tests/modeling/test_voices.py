@@ -1,11 +1,15 @@
 """Voices: cloned, kept in files that know their model, continued without being heard."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from factories import SPEAKER_DIM, decoder_settings, make_composite, random_mel, vocoder_settings
 from safetensors.torch import load_file, save_file
 
 from e2e_tts.modeling import E2ETTSModel, Voice
+from e2e_tts.pipelines import TextToSpeechPipeline
 
 TEXT = torch.tensor([[5, 9, 14, 20, 33, 41]])
 CLIP_TEXT = torch.tensor([[3, 4, 6, 8]])
@@ -207,3 +211,53 @@ def test_voices_that_cannot_be_made_or_saved(model, voice, tmp_path):
         Voice(torch.ones(32), 2.0, prompt_ids=torch.arange(3))
     with pytest.raises(ValueError, match="not there"):
         Voice(torch.ones(32), 2.0, prompt_text_ids=torch.arange(3))
+
+
+# ---- built-in voices
+
+
+EMBEDDINGS = dict(zip(("zoe", "anna", "mia"), torch.eye(3, 32)))
+
+
+@pytest.fixture(scope="module")
+def voiced(tiny_model) -> E2ETTSModel:
+    model = tiny_model()
+    model.set_voices(EMBEDDINGS, {"mia": 3.0, "anna": 2.0, "zoe": 1.0})
+    return model
+
+
+@pytest.fixture(scope="module", params=["model", "pipeline"])
+def saved(request, voiced, processor, tmp_path_factory):
+    """A folder with three voices, written by either of the two writers of config.json."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "model":
+        voiced.save_pretrained(folder)
+    else:
+        TextToSpeechPipeline(model=voiced, processor=processor, device="cpu").save_pretrained(folder)
+    return folder
+
+
+def test_built_in_voices_keep_their_names_through_a_file(voiced, saved):
+    """config.json sorts names; the rows of the embeddings must not stay behind."""
+    for model in (voiced, E2ETTSModel.from_pretrained(saved)):
+        assert model.config.voices == {"anna": 2.0, "mia": 3.0, "zoe": 1.0}
+        for name, embedding in EMBEDDINGS.items():
+            condition = model._condition(name, 1)
+            assert torch.equal(condition.embedding[0], embedding)
+            assert condition.tokens_per_symbol.tolist() == [model.config.voices[name]]
+        # The first that was given speaks by default.
+        assert torch.equal(model._condition(None, 2).embedding, EMBEDDINGS["zoe"].expand(2, -1))
+        assert model.config.voice_names == ["zoe", "anna", "mia"]
+
+
+def test_a_default_voice_is_one_of_the_voices_and_may_be_missing(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"default_voice": "carl"}))
+    with pytest.raises(ValueError, match=r"'carl'.*anna.*mia.*zoe"):
+        E2ETTSModel.from_pretrained(folder)
+    # Checkpoints from before there was the field: the first by name.
+    assert config.pop("default_voice") == "zoe"
+    (folder / "config.json").write_text(json.dumps(config))
+    model = E2ETTSModel.from_pretrained(folder)
+    assert torch.equal(model._condition(None, 1).embedding[0], EMBEDDINGS["anna"])

@@ -108,13 +108,51 @@ def test_a_stopped_stream_leaves_a_playable_file(loaded, shipped, monkeypatch, c
 
 def test_list_voices(folder, capsys, monkeypatch, tmp_path):
     run("speak", "--list-voices", "--model", folder)
-    assert capsys.readouterr().out.split() == list(json.loads((folder / "config.json").read_text())["voices"])
+    assert capsys.readouterr().out.split() == ["anna", "ben"]
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    config = json.loads((folder / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"default_voice": "ben"}))
+    run("speak", "--list-voices", "--model", changed)
+    assert capsys.readouterr().out.split() == ["ben", "anna"]
     shipped = tmp_path / commands.DEFAULT_MODEL
     shipped.parent.mkdir()
     shipped.symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "__file__", str(tmp_path / "elsewhere" / "pipelines" / "commands.py"))
     run("speak", "--list-voices")
+
+
+@pytest.mark.parametrize("name", ["out.wav", "out.mp3", "out.flac", "out.raw"])
+def test_speech_that_fails_leaves_what_was_spoken_before(folder, tmp_path, capsys, monkeypatch, name):
+    output = tmp_path / name
+    options = ["--model", str(folder), "-o", str(output), "--seed", "1", "--steps", "2"]
+    good = "The first sentence is this one. The second sentence comes after it."
+    run("speak", good, *options)
+
+    def read() -> np.ndarray:
+        return np.frombuffer(output.read_bytes(), "<i2") if name == "out.raw" else soundfile.read(output)[0]
+
+    expected = read()
+    output.unlink()
+    capsys.readouterr()
+    assert cli.main(["speak", f"{good} 東京東京東京 東京東京東京 東京東京. And this is the last one.", *options]) == 1
+    error = last_error(capsys)
+    assert "part 3 of 4" in error and str(output) in error and re.search(r"\d\.\d s of speech", error)
+    assert np.array_equal(read(), expected)
+
+
+def test_files_are_written_while_they_are_spoken(loaded, shipped, monkeypatch):
+    """A long text is not kept in memory until its end."""
+    sizes, preprocess = [], type(shipped).preprocess
+
+    def watched(self, inputs):
+        sizes.append(Path("out.wav").stat().st_size if Path("out.wav").exists() else 0)
+        return preprocess(self, inputs)
+
+    monkeypatch.setattr(type(shipped), "preprocess", watched)
+    run("speak", "The first sentence is this one. The second sentence comes after it.", "-o", "out.wav", *QUICK)
+    assert sizes[0] == 0 and sizes[-1] > 8000
 
 
 # ---- the other commands
@@ -206,6 +244,8 @@ def test_many_files(loaded, tmp_path, capsys):
         (["detokenize", "missing.npy", "-o", "out.wav"], "missing.npy"),
         (["serve", "--max-characters", "0"], "characters"),
         (["serve", "--voices", "nowhere"], "nowhere"),
+        (["serve", "--port", "70000"], "70000"),
+        (["serve", "--port", "-1"], "65535"),
     ],
 )
 def test_errors_take_one_line(folder, tmp_path, capsys, monkeypatch, arguments, message):
@@ -333,6 +373,28 @@ def test_writing_at_another_rate_keeps_pitch_and_length():
     assert np.abs(audio - expected)[500:-500].max() < 0.005
     loud = np.frombuffer(encode(10 * tone, 16000, "raw"), "<i2")
     assert loud.max() == 32767 and loud.min() == -32767
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_reader_that_leaves_stops_the_writer(name, capfd):
+    class Left(io.RawIOBase):
+        taken = 0
+
+        def write(self, data: bytes) -> int:
+            self.taken += len(data)
+            if self.taken > 3000:
+                raise BrokenPipeError("the reader has left")
+            return len(data)
+
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000).astype(np.float32)
+    written = 0
+    with pytest.raises(BrokenPipeError), AudioWriter(Left(), name, 16000, grows=True) as writer:
+        for _ in range(100):
+            writer.write(noise)
+            written += 1
+    # At once, but for FLAC: that is kept until its length is known.
+    assert written == 100 if name == "flac" else written < 20
+    assert capfd.readouterr().err == ""
 
 
 def test_unknown_formats_are_refused():

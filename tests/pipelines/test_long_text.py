@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from e2e_tts.modeling.abbreviations import _MAY_END, ABBREVIATIONS
 from e2e_tts.pipelines.long_text import (
     MAX_CHARACTERS,
     MIN_CHARACTERS,
@@ -17,9 +18,11 @@ from e2e_tts.pipelines.long_text import (
 )
 
 WORDS = ("the", "a", "bird", "river", "letter", "train", "window", "winter", "question", "walked", "sang", "left")
-OPENINGS = ("Dr. Smith", "Mrs. Jones", "It", "Nobody", "At 7:45 he", "For $3.50 they", "“Well,” she said; he")
+OPENINGS = ("Dr. Smith", "Mrs. Jones", "Prof. Lee", "Davis Jr. and", "On Jan. 3 he",
+            "It", "Nobody", "At 7:45 he", "For $3.50 they", "“Well,” she said; he")  # fmt: skip
 ENDS = (".", ".", ".", "!", "?", "...", ".”", "?)")
-PIECES = (*WORDS, "Dr.", "no...", "so!", "why?", "3.5", "end.", "“Yes.”", ",", ".", "—", "(", "\n\n", "\n",
+PIECES = (*WORDS, "Dr.", "etc.", "vol.", "Ave.",
+          "no...", "so!", "why?", "3.5", "end.", "“Yes.”", ",", ".", "—", "(", "\n\n", "\n",
           "你好。", "吗？，", "我们一起去公园" * 3, "{HH AH0 L OW1}", "x" * 45,
           "supercalifragilisticexpialidocious;")  # fmt: skip
 
@@ -84,6 +87,31 @@ def test_parts_do_not_depend_on_the_pieces(eager):
         assert parts(pieces, limit) == whole, (text, limit)
         letters = re.compile(r"\w")
         assert letters.findall("".join(whole)) == letters.findall(text)
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["Yesterday we heard Prof. Smith and the old Gen. Lee speak on top of Mt. Everest."],
+        ["It stands on the corner of Fifth Ave. and Main, say Smith Jr. and Jones Inc. of Boston."],
+        ["They sell tables, lamps, chairs, etc. at a good price, i.e. for less than approx. fifty."],
+        ["What you are looking for is in vol. 3, on pp. 12 to 14, and drawn in fig. 7 of no. 5."],
+        ["The meeting of the committee was moved from Jan. 5 to the first days of Sept. this year."],
+        # The same at the end of a sentence.
+        ["The house where we live now is on Fifth Ave.", "They sell tables, lamps, chairs, etc."],
+        ["We have eaten every single fig.", "The room is as large as the min.", "He was asked, and the answer was no."],
+        # An empty line ends a sentence whatever stands before it.
+        ["The talk will be given by the Prof.\n\n", "The building is across the street."],
+    ],
+)
+def test_full_stops_of_abbreviations(sentences):
+    text = " ".join([*sentences, "And here is another sentence."])
+    expected = [*(sentence.strip() for sentence in sentences), "And here is another sentence."]
+    assert split_text(text) == expected
+
+
+def test_abbreviations_that_may_end_a_sentence_are_known_ones():
+    assert ABBREVIATIONS.keys() >= _MAY_END and len(_MAY_END) > 10
 
 
 def test_pieces_are_spoken_after_the_first_clause():

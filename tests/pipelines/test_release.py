@@ -28,7 +28,9 @@ def test_a_checkpoint_samples_as_it_says_unless_the_call_says_otherwise(tiny_mod
     assert [(arguments["temperature"], arguments["top_k"]) for arguments in taken] == [(0.6, 10), (0.9, 10)]
 
 
-@pytest.mark.parametrize("entry", ["heat=1", "temperature", "top_k=many"])
+@pytest.mark.parametrize(
+    "entry", ["heat=1", "temperature", "top_k=many", "temperature=-1", "top_k=0", "top_p=2", "text_guidance=nan"]
+)
 def test_sampling_that_means_nothing_is_refused(entry):
     with pytest.raises(ValueError):
         parse_sampling([entry])
@@ -39,6 +41,9 @@ def test_a_checkpoint_draws_as_often_as_its_release_says(tiny_model, tmp_path):
     model.save_pretrained(tmp_path / "trained")
     main(["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--candidates", "3"])
     assert AutoModel.from_pretrained(tmp_path / "release").config.candidates == 3
+    for number in ("0", "65"):
+        with pytest.raises(SystemExit, match=f"candidates must lie between 1 and 64, got {number}"):
+            main(["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "no"), "--candidates", number])
     config = copy.deepcopy(model.config)
     config.reward_config.ctc_vocab_size = 0
     type(model)(config).save_pretrained(tmp_path / "deaf")

@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
 def served(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """The address of a server, its app and its pipeline; it offers the clip's voice as "reader"."""
     voices = tmp_path_factory.mktemp("voices")
-    app = create_app(MODEL, aliases=["tts-1"], limits=ServerLimits(characters=400, waiting=2))
+    app = create_app(MODEL, aliases=["tts-1", "owner/model"], limits=ServerLimits(characters=400, waiting=2))
     service = app.state.service
     service.pipe.save_voice(service.pipe.clone(CLIP, prompt=False), voices / "reader.safetensors")
     service.voices["reader"] = service.pipe.load_voice(voices / "reader.safetensors")
@@ -118,8 +118,10 @@ class Gate:
 
 
 def test_what_there_is(served, client):
-    assert {model.id for model in client.models.list()} == {"small-en", "tts-1"}
-    assert client.models.retrieve("small-en").id == "small-en"
+    assert {model.id for model in client.models.list()} == {"small-en", "tts-1", "owner/model"}
+    for name in ("small-en", "owner/model"):
+        assert client.models.retrieve(name).id == name
+        assert httpx.get(f"{served.address}/v1/models/{name}").json()["id"] == name
     with pytest.raises(openai.NotFoundError, match="small-en"):
         client.models.retrieve("other")
     voices = [voice["id"] for voice in httpx.get(f"{served.address}/v1/audio/voices").json()["voices"]]
@@ -192,6 +194,14 @@ def test_events(served, client):
     assert done["usage"]["output_tokens"] == round(len(audio) / 16000 * rate)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_repeated_sentences_count_as_often_as_they_are_spoken(served, client, stream):
+    text = " ".join([TEXT] * 3)
+    last = ask(client, text, {"stream": stream}, stream_format="sse").decode().strip().split("\n\n")[-1]
+    tokens = served.pipe.preprocess(TEXT)["text_ids"].shape[-1]
+    assert json.loads(last.removeprefix("data: "))["usage"]["input_tokens"] == 3 * tokens
+
+
 def test_voices_and_speed_matter(served, client):
     default = ask(client, voice=next(iter(served.pipe.model.config.voices)))
     unnamed = httpx.post(
@@ -243,8 +253,11 @@ def test_other_errors_have_the_same_shape(served, client):
         ask(client, model="gpt-9")
     assert caught.value.code == "model_not_found" and caught.value.param == "model"
     speech = f"{served.address}/v1/audio/speech"
+    is_json = {"Content-Type": "application/json"}
+    broken = httpx.post(speech, content=b'{"model": "small-en", "input" "Hi."}', headers=is_json).json()["error"]
+    assert broken["param"] is None and broken["message"] == "The body is not JSON (character 30)."
     for status, answer in (
-        (400, httpx.post(speech, content=b"{", headers={"Content-Type": "application/json"})),
+        (400, httpx.post(speech, content=b"{", headers=is_json)),
         (404, httpx.get(f"{served.address}/v1/nothing")),
         (405, httpx.get(speech)),
         (413, httpx.post(speech, json={"model": "small-en", "input": "a" * 100_000})),

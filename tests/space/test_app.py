@@ -1,6 +1,8 @@
 """The Space over a tiny random model, called as a program would call it."""
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +98,27 @@ def test_streams_chunks_with_pauses_between_sentences(client):
     assert sum(len(chunk) == PAUSE and not chunk.any() for chunk in chunks) == 1
     # The LM draws the same tokens however they are decoded.
     assert sum(map(len, chunks)) == len(whole)
+
+
+def test_only_streams_of_programs_draw_once_by_default(app, folder, tmp_path):
+    """The first sound of a stream would wait for all candidates; a page's words are clearer with them."""
+    several = shutil.copytree(folder, tmp_path / "several")
+    config = json.loads((several / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps(config | {"candidates": 3}))
+    endpoints = app.build_demo(str(several)).get_api_info()["named_endpoints"]
+    candidates = {
+        name: [field["parameter_default"] for field in about["parameters"] if field["parameter_name"] == "candidates"]
+        for name, about in endpoints.items()
+    }
+    assert candidates == {"/speak": [3], "/stream": [1]}
+
+
+def test_a_fresh_page_shows_the_default_voice(app, folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"default_voice": "ben"}))
+    assert app.Demo([str(changed)]).voices == ["ben", "anna"]
+    assert app.Demo([str(folder), f"other={changed}"]).voices == ["anna", "ben"]
 
 
 def test_equal_answers_have_files_of_their_own(client):
