@@ -7,11 +7,12 @@ its card. Loading it gives float32 again. What only training uses is left out.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from datasets import load_from_disk
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from e2e_tts.modeling import E2ETTSModel, TextToSpeechFeatureExtractor, TextToSpeechProcessor
 from e2e_tts.trainers.built_in_voices import mean_voice
@@ -73,6 +74,30 @@ def load_checkpoint(folder: str | Path) -> E2ETTSModel:
     if kind != "e2e_tts":
         raise ValueError(f"{folder} holds a model of type {kind!r}; a complete model (type 'e2e_tts') is needed.")
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_average(folders: Sequence[str]) -> PreTrainedModel:
+    """A module whose weights are the mean of those in the folders ("model soups", arXiv 2203.05482); they should have
+    been trained from one start, or their mean means nothing.
+
+    Raises ValueError for a folder without a saved module, and for modules of different kinds or sizes.
+    """
+    for folder in folders:
+        if not (Path(folder) / "config.json").is_file():
+            raise ValueError(f"--module is NAME=FOLDER with the folder of a saved module, got {folder!r}.")
+    first, *others = [AutoModel.from_pretrained(folder, dtype=torch.float32) for folder in folders]
+    sums = {name: value.clone() for name, value in first.state_dict().items()}
+    for folder, other in zip(folders[1:], others, strict=True):
+        weights = other.state_dict()
+        if {name: value.shape for name, value in weights.items()} != {name: sums[name].shape for name in sums}:
+            raise ValueError(f"{folder} and {folders[0]} hold modules of different sizes: there is no mean of them.")
+        for name, value in sums.items():
+            if value.is_floating_point():
+                value += weights[name]
+    first.load_state_dict(
+        {name: value / len(folders) if value.is_floating_point() else value for name, value in sums.items()}
+    )
+    return first
 
 
 def load_processor(folder: str | Path, model: E2ETTSModel, tokenizer: str | None = None) -> TextToSpeechProcessor:
@@ -154,7 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder of a trained composite")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
-        "--module", action="append", default=[], metavar="NAME=FOLDER", help="replace a module (repeatable)"
+        "--module", action="append", default=[], metavar="NAME=FOLDER[,FOLDER]",
+        help="replace a module (repeatable); of several folders of one training line, by the mean of their weights"
     )
     parser.add_argument(
         "--voice",
@@ -187,10 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         model = load_checkpoint(options.model)
         for entry in options.module:
-            name, separator, folder = entry.partition("=")
-            if not separator or not (Path(folder) / "config.json").is_file():
-                raise ValueError(f"--module is NAME=FOLDER with the folder of a saved module, got {entry!r}.")
-            model.replace_module(name, AutoModel.from_pretrained(folder))
+            name, _, folders = entry.partition("=")
+            model.replace_module(name, load_average(folders.split(",")))
         if options.voice:
             add_voices(model, options.voice)
         if options.sampling:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from e2e_tts.pipelines.release import main, parse_sampling
+from e2e_tts.pipelines.release import load_average, main, parse_sampling
 
 
 def test_a_checkpoint_samples_as_it_says_unless_the_call_says_otherwise(tiny_model, tmp_path, monkeypatch):
@@ -49,3 +49,23 @@ def test_a_checkpoint_draws_as_often_as_its_release_says(tiny_model, tmp_path):
     type(model)(config).save_pretrained(tmp_path / "deaf")
     with pytest.raises(SystemExit, match="--candidates needs a reward model with a CTC head"):
         main(["--model", str(tmp_path / "deaf"), "--output", str(tmp_path / "no"), "--candidates", "3"])
+
+
+def test_a_module_can_be_the_mean_of_several(tiny_model, tmp_path):
+    start = tiny_model()
+    start.save_pretrained(tmp_path / "start")
+    for name, shift in (("a", 0.25), ("b", -0.75)):
+        other = copy.deepcopy(start.lm)
+        with torch.no_grad():
+            other.end_head.weight += shift
+        other.save_pretrained(tmp_path / name)
+    mean = load_average([str(tmp_path / "a"), str(tmp_path / "b")])
+    torch.testing.assert_close(mean.end_head.weight, start.lm.end_head.weight - 0.25)
+    assert torch.equal(mean.end_head.bias, start.lm.end_head.bias)
+    modules = ["--module", f"lm={tmp_path / 'a'},{tmp_path / 'b'}", "--dtype", "float32"]
+    main(["--model", str(tmp_path / "start"), "--output", str(tmp_path / "release"), *modules])
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "release").lm.end_head.weight, mean.end_head.weight)
+    with pytest.raises(ValueError, match="different sizes"):
+        load_average([str(tmp_path / "a"), str(tmp_path / "start" / "vocoder")])
+    with pytest.raises(SystemExit, match=r"no_such.*"):
+        main(["--model", str(tmp_path / "start"), "--output", str(tmp_path / "no"), "--module", "lm=no_such"])
