@@ -261,6 +261,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         except ValueError:
             setattr(self.config, f"{name}_config", before)
             raise
+        module.config.name_or_path = name  # the folder it came from means nothing elsewhere
         setattr(self, name, module.to(self.device))
 
     # ---------------------------------------------------------------- saving

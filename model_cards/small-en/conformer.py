@@ -11,7 +11,8 @@ from transformers.models.parakeet.modeling_parakeet import (
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of (B, C, T), in place of batch normalisation: see DESIGN contract 4."""
+    """Layer normalisation over the channels of (B, C, T), in place of batch normalisation, which would let
+    the rows of a batch change each other."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states.transpose(1, 2)).transpose(1, 2)

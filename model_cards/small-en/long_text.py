@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .abbreviations import sentence_goes_on
+
 # Speech is trained on utterances of a few seconds; about 15 letters are spoken in one, and 4 ideographs.
 MAX_CHARACTERS = 160
 MIN_CHARACTERS = 25
@@ -21,9 +23,9 @@ PAUSE_SECONDS = 0.3
 ATTEMPTS = 3
 
 _CLOSERS = "\"'”’)\\]」』）》"
-_ABBREVIATIONS = r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bvs)(?<!\bNo)(?<!\b[A-Za-z])"
+_PARAGRAPH_END = r"\n\s*\n"
 _SENTENCE_END = re.compile(
-    rf"(?:(?<=[!?…])|{_ABBREVIATIONS}(?<=\w)\.|(?<!\w)\.)[{_CLOSERS}]*\s+|(?<=[。！？])[{_CLOSERS}]*\s*|\n\s*\n"
+    rf"(?:(?<=[!?…])|\.)[{_CLOSERS}]*\s+|(?<=[。！？])[{_CLOSERS}]*\s*|{_PARAGRAPH_END}"
 )
 _CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[，、；：])\s*")
 _WORD_END = re.compile(r"\s+")
@@ -63,10 +65,10 @@ class TextSplitter:
 
     def _next_end(self) -> int | None:
         """Where the first part of the text ends, if it is known by now."""
-        found = _first_end(_SENTENCE_END, self._text)
+        found = _first_end(_SENTENCE_END, self._text, _ends_sentence)
         sentence = self._text[:found].rstrip()
         if self.eager:
-            clause = _first_end(_CLAUSE_END, self._text, lambda end: _length(self._text[:end]) >= MIN_CHARACTERS)
+            clause = _first_end(_CLAUSE_END, self._text, _ends_clause)
             if clause is not None and (found is None or clause < found):
                 return clause if _length(self._text[:clause].rstrip()) <= self.max_characters else self._cut(found)
         if _length(sentence) > self.max_characters:
@@ -111,10 +113,22 @@ class TextSplitter:
             yield part
 
 
-def _first_end(pattern: re.Pattern, text: str, wanted: Callable[[int], bool] = lambda end: True) -> int | None:
-    """The end of the first match after which the text goes on: at its very end more could belong to the match."""
-    ends = (match.end() for match in pattern.finditer(text))
-    return next((end for end in ends if end < len(text) and wanted(end)), None)
+def _first_end(pattern: re.Pattern, text: str, wanted: Callable[[re.Match], bool]) -> int | None:
+    """The end of the first match wanted after which the text goes on: at its very end more could belong to it."""
+    matches = pattern.finditer(text)
+    return next((match.end() for match in matches if match.end() < len(text) and wanted(match)), None)
+
+
+def _ends_clause(match: re.Match) -> bool:
+    """Whether what comes before a match of _CLAUSE_END is long enough to be spoken alone."""
+    return _length(match.string[: match.end()]) >= MIN_CHARACTERS
+
+
+def _ends_sentence(match: re.Match) -> bool:
+    """Whether a match of _SENTENCE_END, after which the text goes on, is more than the full stop of an abbreviation."""
+    if not match[0].startswith(".") or re.search(_PARAGRAPH_END, match[0]):
+        return True
+    return not sentence_goes_on(match.string[: match.start()], match.string[match.end()])
 
 
 def _length(text: str) -> int:

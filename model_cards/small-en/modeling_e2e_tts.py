@@ -261,19 +261,33 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         except ValueError:
             setattr(self.config, f"{name}_config", before)
             raise
+        module.config.name_or_path = name  # the folder it came from means nothing elsewhere
         setattr(self, name, module.to(self.device))
 
     # ---------------------------------------------------------------- saving
 
-    def save_pretrained(self, save_directory: str, state_dict: dict | None = None, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str,
+        state_dict: dict | None = None,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        variant: str | None = None,
+        **kwargs,
+    ) -> None:
         """Saves each module, loadable alone, to its sub-folder; the folder itself holds an index of their weights.
 
         Every folder also gets the code it needs, so that trust_remote_code=True loads it without this package (0.3 MB
-        in all). state_dict: weights to write instead of the model's own, in another precision say.
+        in all). state_dict: weights to write instead of the model's own, in another precision say. Of transformers'
+        other arguments those about shards say nothing here, since a module is a file.
+
+        Raises ValueError for push_to_hub and variant: push the saved folder with `push_to_hub` of the model.
         """
+        if push_to_hub or variant is not None:
+            raise ValueError("Neither push_to_hub nor variant is known here: save, then call model.push_to_hub(name).")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        if kwargs.get("is_main_process", True) is False:
+        if not is_main_process:
             return
         state = self.state_dict() if state_dict is None else state_dict
         weight_map, total = {}, 0

@@ -139,6 +139,8 @@ class RewardModel(PreTrainedModel):
             reduction="none",
             zero_infinity=True,
         )
+        # A row without labels has been scored as one that should say nothing.
+        losses = losses.masked_fill(label_lengths == 0, 0.0)
         return losses / label_lengths.clamp_min(1), label_lengths, too_short
 
     def _ctc_loss(

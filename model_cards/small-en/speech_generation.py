@@ -21,6 +21,8 @@ from .voices import Condition, Voice, VoiceMixin
 STOCK_PIPELINE_SETTINGS = ("return_dict_in_generate", "max_new_tokens", "pad_token_id")
 # The decoder learns with prompts up to half of an utterance of a few seconds; more only costs time.
 MAX_DECODER_PROMPT_SECONDS = 3.0
+# Speech of more tokens for each symbol of its text than this, or than twice what was asked for, has lost its way.
+LONGEST_SYMBOL = 8.0
 
 
 class SpeechGenerationError(RuntimeError):
@@ -70,7 +72,7 @@ class SpeechGenerationMixin(VoiceMixin):
         """Text (B, N) -> {"audio": (B, L), "audio_lengths": (B,), "mel": (B, T_mel, n_mels), "ids", "mask": (B, T)}.
 
         The voice is a built-in one by name (or a name a row), a `Voice` of `make_voice` or the path of a saved one, a
-        reference (features of one clip for all rows, or one a row), or an embedding; by default the first built-in
+        reference (features of one clip for all rows, or one a row), or an embedding; by default the default
         voice. With prompt_text_ids (1, P), the transcript of the single reference clip, LM and decoder continue that
         clip and its frames are cut from the output. `speed` divides the length; `seed` makes the result repeatable.
         style: {"pitch": "high"} or "pitch=high" for instance, a level by name or number of what `config.styles`
@@ -159,7 +161,12 @@ class SpeechGenerationMixin(VoiceMixin):
         prompt_text_ids: torch.LongTensor | None,
     ) -> Any:
         """The one thing that says who speaks, of the several that generate takes."""
+        given = {"voice": voice, "reference_features": reference_features, "speaker_embedding": speaker_embedding}
+        if len(names := [name for name, value in given.items() if value is not None]) > 1:
+            raise ValueError(f"{' and '.join(names)} each say who speaks: give one of them.")
         if reference_features is None:
+            if prompt_text_ids is not None:
+                raise ValueError("prompt_text_ids is the transcript of a reference clip: give reference_features too.")
             return voice if speaker_embedding is None else speaker_embedding
         if prompt_text_ids is None:
             return self.embed_speaker(reference_features, reference_mask)
@@ -216,6 +223,8 @@ class SpeechGenerationMixin(VoiceMixin):
             "style_levels": self.style_columns(style_levels, "lm"),
             "prompt_ids": prompt_ids,
             "generator": generator,
+            # Slow speech is long.
+            "max_tokens_per_symbol": max(LONGEST_SYMBOL, 2.0 * float((rate / speed).max())),
             **self.config.sampling,
             **given,
         }
@@ -288,23 +297,6 @@ class SpeechGenerationMixin(VoiceMixin):
         seeds = torch.randint(0, 2**31, (ids.shape[0],), generator=torch.Generator().manual_seed(seed))
         solver = {"num_steps": num_steps, "guidance": guidance, "temperature": decoder_temperature}
         return self._decode(ids, mask, self._condition(voice, ids.shape[0]), seeds, vocoder, chunking, solver)
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        input_features: torch.Tensor,
-        feature_mask: torch.Tensor,
-        speaker_embedding: torch.Tensor,
-        num_steps: int = SOLVER_STEPS,
-        guidance: float = 0.7,
-    ) -> torch.Tensor:
-        """Features -> true codes -> decoder -> vocoder: waveform (B, L). With another's embedding: conversion."""
-        self._check_reads_codes()
-        encoded = self.encoder(input_features, feature_mask)
-        mel = self.decoder.sample(
-            encoded.codes, encoded.mask, speaker_embedding, num_steps=num_steps, guidance=guidance
-        )
-        return self.vocoder(mel, encoded.mask.repeat_interleave(self.decoder.config.frames_per_token, dim=1))
 
     def _decoder_prompt(self, condition: Condition) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The end of the prompt: codes (1, P, D) and mel (1, P * frames_per_token, n_mels), or nothing."""

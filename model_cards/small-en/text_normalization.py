@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Container
 
+from .abbreviations import ABBREVIATIONS, BEFORE_NUMBERS
+
 PUNCTUATION = (",", ".", "?", "!", ";", ":")
 
 # Letters whose accent does not come off by Unicode decomposition.
@@ -38,54 +40,10 @@ _CHARACTERS = {
 }
 _SPOKEN_SYMBOLS = frozenset("$€£¥₹%+°#'-–/…")
 
-_ABBREVIATIONS = {
-    "e.g.": "for example",
-    "i.e.": "that is",
-    "etc.": "et cetera",
-    "approx.": "approximately",
-    "phd": "P H D",
-    "ph.d.": "P H D",
-    "prof.": "professor",
-    "gen.": "general",
-    "capt.": "captain",
-    "lt.": "lieutenant",
-    "sgt.": "sergeant",
-    "gov.": "governor",
-    "sen.": "senator",
-    "rev.": "reverend",
-    "hon.": "honorable",
-    "sr.": "senior",
-    "dept.": "department",
-    "ave.": "avenue",
-    "blvd.": "boulevard",
-    "messrs.": "messers",
-    "esq.": "esquire",
-    "jan.": "january",
-    "feb.": "february",
-    "aug.": "august",
-    "sept.": "september",
-    "oct.": "october",
-    "nov.": "november",
-    "dec.": "december",
-    "apr.": "april",
-    "tues.": "tuesday",
-    "thurs.": "thursday",
-    "inc.": "incorporated",
-    "ltd.": "limited",
-    "corp.": "corporation",
-    "jr.": "junior",
-    "cf.": "compare",
-    "a.k.a.": "also known as",
-}
 _ABBREVIATION_PATTERN = re.compile(
-    r"(?<![\w.])(" + "|".join(re.escape(short) for short in _ABBREVIATIONS) + r")(?!\w)", re.IGNORECASE
+    r"(?<![\w.])(" + "|".join(re.escape(short) for short in ABBREVIATIONS) + r")(?!\w)", re.IGNORECASE
 )
-# Abbreviations that are words of their own elsewhere: only before a number.
-_BEFORE_NUMBERS = {
-    **{"fig": "figure", "figs": "figures", "vol": "volume", "ch": "chapter", "sec": "section", "eq": "equation"},
-    **{"p": "page", "pp": "pages", "est": "established", "mar": "march", "max": "maximum", "min": "minimum"},
-}
-_BEFORE_NUMBER_PATTERN = re.compile(rf"(?<![\w.])({'|'.join(_BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
+_BEFORE_NUMBER_PATTERN = re.compile(rf"(?<![\w.])({'|'.join(BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
 _UNITS = {
     "km/h": "kilometers per hour",
     "m/s": "meters per second",
@@ -215,7 +173,7 @@ def _write_out(text: str) -> str:
 
     def expand(match: re.Match) -> str:
         short = match.group(1).lower()
-        words = _ABBREVIATIONS.get(short) or _BEFORE_NUMBERS[short]
+        words = ABBREVIATIONS.get(short) or BEFORE_NUMBERS[short]
         return words[0].upper() + words[1:] if match.group(1)[0].isupper() else words
 
     def money(match: re.Match) -> str:

@@ -8,10 +8,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import GeneratorType
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
@@ -22,6 +24,17 @@ from .watermark import Watermark, choose_watermark, load_watermark
 TASK = "text-to-speech"
 SILENCE_PEAK = 1e-4
 VOICE_SUFFIX = ".safetensors"
+# The lowest and the highest value of settings that are numbers.
+RANGES = {
+    "speed": (0.25, 4.0),
+    "num_steps": (1, 1000),
+    "guidance": (0.0, 100.0),
+    "temperature": (0.0, 100.0),
+    "top_k": (1, math.inf),
+    "top_p": (1e-6, 1.0),
+    "text_guidance": (0.0, 100.0),
+    "candidates": (1, 64),
+}
 
 
 class TextToSpeechPipeline(VoiceTools, Pipeline):
@@ -39,8 +52,8 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     inaudible mark, see below}; a list gives a list, `batch_size` at a time.
     These settings may be given to the constructor and to each call:
 
-    voice: a built-in voice by name (by default the first one), a saved one by the path of its .safetensors file, or
-        what `clone` returned.
+    voice: a built-in voice by name, a saved one by the path of its .safetensors file, or what `clone` returned; by
+        default the checkpoint's default voice.
     reference_audio: a recording whose voice is taken instead: a path, {"array", "sampling_rate"}, or samples (array,
         tensor or list) together with `sampling_rate` (Hz).
     reference_text (`str`): what the recording says; given, the speech continues the recording, which copies the manner
@@ -54,7 +67,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
     temperature, top_k, top_p: sampling of the speech tokens; temperature 0 is greedy.
     text_guidance (`float`): above 1 the speech tokens keep closer to the text; 1 is off.
     candidates (`int`): how many times to draw the speech tokens; the reward model keeps those that it understands best.
-        By default as the checkpoint says; `stream` draws once, since its first sound would wait for all.
+        By default as the checkpoint says; `stream` by default draws once, since its first sound would wait for all.
     watermark (`bool`): True marks all speech inaudibly, False none. By default speech in the voice of a recording is
         marked, and what `convert` and `detokenize` make; where the package `resemble-perth` is missing it is not, and a
         warning says so, once.
@@ -83,14 +96,18 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         self.feature_extractor = None
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """One text, a list, or an iterable of texts; settings as in the class."""
-        if isinstance(inputs, list | tuple):
+        """One text, a list, or an iterable of texts; settings as in the class. Generators and PyTorch's data sets are
+        read while they are spoken, other iterables before."""
+        if not isinstance(inputs, str | GeneratorType | Dataset):
+            # transformers would take what it does not know for one text.
+            if isinstance(inputs, bytes | dict) or not isinstance(inputs, Iterable):
+                raise ValueError(f"Expected a text (str) or texts, got {type(inputs).__name__}.")
+            inputs = list(inputs)
             if not inputs:
                 raise ValueError("Got an empty list of texts.")
-            inputs = list(inputs)
-        for text in inputs if isinstance(inputs, list) else [inputs]:
-            if isinstance(text, bytes | dict | int | float | None):
-                raise ValueError(f"Expected a text (str) or a list of texts, got {type(text).__name__}.")
+            for text in inputs:
+                if not isinstance(text, str):
+                    raise ValueError(f"Expected texts (str), got {type(text).__name__} among them.")
         return super().__call__(inputs, *args, **kwargs)
 
     def stream(
@@ -195,26 +212,24 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
         numbers = {
-            "speed": (speed, 0.25, 4.0),
-            "num_steps": (num_steps, 1, 1000),
-            "guidance": (guidance, 0.0, 100.0),
-            "temperature": (temperature, 0.0, 100.0),
-            "top_k": (top_k, 1, math.inf),
-            "top_p": (top_p, 1e-6, 1.0),
-            "text_guidance": (text_guidance, 0.0, 100.0),
-            "candidates": (candidates, 1, 64),
+            "speed": speed,
+            "num_steps": num_steps,
+            "guidance": guidance,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "text_guidance": text_guidance,
+            "candidates": candidates,
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")
             names = ["voice", *reference, "style", "seed", *numbers, "watermark", "batch_size"]
             raise TypeError(f"Unknown settings {sorted(unknown)}; this pipeline knows {', '.join(names)}.")
         settings: dict[str, Any] = {} if seed is None else {"seed": int(seed)}
-        for name, (value, low, high) in numbers.items():
-            if value is None:
-                continue
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie between {low} and {high}, got {value}.")
-            settings[name] = value
+        for name, value in numbers.items():
+            if value is not None:
+                check_range(name, value)
+                settings[name] = value
         if style:
             self.model.resolve_style(style)  # refuses what the model does not have before anything is spoken
             settings["style"] = style
@@ -283,14 +298,23 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         """Saves model, processor and this file; `pipeline("text-to-speech", model=save_directory,
         trust_remote_code=True)` then gives this pipeline. kwargs go to the model's save_pretrained."""
         folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        # First, because the processor's abbreviations.py must replace the pipeline's, which needs this package.
+        custom_object_save(self, folder)
         self.model.save_pretrained(folder, **kwargs)
         self.processor.save_pretrained(folder)
-        custom_object_save(self, folder)
         path = folder / "config.json"
         config = json.loads(path.read_text())
         implementation = f"{Path(__file__).stem}.{type(self).__name__}"
         config["custom_pipelines"] = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def check_range(name: str, value: float) -> None:
+    """Raises ValueError for a value beyond `RANGES`."""
+    low, high = RANGES[name]
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie between {low} and {high}, got {value}.")
 
 
 def checked_audio(audio: torch.Tensor) -> np.ndarray:

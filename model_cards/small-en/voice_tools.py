@@ -83,7 +83,7 @@ class VoiceTools:
     ) -> dict[str, Any]:
         """A recording in another voice, its words and timing kept: what a call gives.
 
-        voice: by default the first built-in one. seed (default 0), num_steps, guidance: as in a call. watermark: by
+        voice: by default the default voice. seed (default 0), num_steps, guidance: as in a call. watermark: by
         default the speech is marked, whatever the voice, since it passes for what somebody has said.
         """
         samples, sampling_rate = as_samples(audio, sampling_rate)

@@ -150,9 +150,15 @@ class VoiceMixin:
         return self.speaker(features, mask).embedding
 
     def set_voices(self, embeddings: dict[str, torch.Tensor], tokens_per_symbol: dict[str, float]) -> None:
-        """Stores built-in voices: name -> speaker embedding (S,), and name -> speaking rate."""
-        self.config.voices = {name: float(tokens_per_symbol[name]) for name in embeddings}
-        values = [nn.functional.normalize(value.float(), dim=-1) for value in embeddings.values()]
+        """Stores built-in voices: name -> speaker embedding (S,), and name -> speaking rate. The first is the default.
+
+        They are kept in the order of their names: config.json is written with sorted keys, and row i of
+        `voice_embeddings` is the voice that comes at place i there.
+        """
+        names = sorted(embeddings)
+        self.config.voices = {name: float(tokens_per_symbol[name]) for name in names}
+        self.config.default_voice = next(iter(embeddings))
+        values = [nn.functional.normalize(embeddings[name].float(), dim=-1) for name in names]
         self.voice_embeddings = torch.stack(values).to(self.device)
 
     @torch.no_grad()
@@ -280,7 +286,7 @@ class VoiceMixin:
         if names is None:
             if not known:
                 raise ValueError("This model has no built-in voice: give a reference clip, a voice or an embedding.")
-            names = known[0]
+            names = self.config.voice_names[0]
         names = [str(names)] * batch if isinstance(names, str | Path) else list(names)
         unknown = sorted({str(name) for name in names} - set(known))
         if unknown:

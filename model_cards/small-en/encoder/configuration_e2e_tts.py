@@ -241,10 +241,12 @@ class E2ETTSConfig(PreTrainedConfig):
 
     Modules that disagree on the mel, the code levels, the frames per token or the speaker width are refused.
 
-    voices (`dict[str, float]`): built-in voices and their speaking rates in speech tokens per text token.
+    voices (`dict[str, float]`): built-in voices and their speaking rates in speech tokens per text token, in the order
+        of the rows of `voice_embeddings`.
+    default_voice (`str`, *optional*): the one of them that speaks where a call names none; by default the first.
     sampling (`dict`): what `generate` takes for temperature, top_k and top_p where a call does not say.
     candidates (`int`): how many times `generate` lets the LM draw where a call does not say; the reward model keeps the
-        speech that it understands best. Streams draw once.
+        speech that it understands best. `generate_stream` draws once where a call does not say.
     default_tokens_per_symbol (`float`): the rate for a voice whose own is unknown.
     """
 
@@ -265,6 +267,7 @@ class E2ETTSConfig(PreTrainedConfig):
     speaker_config: dict | PreTrainedConfig | None = None
     vocoder_config: dict | PreTrainedConfig | None = None
     voices: dict | None = None
+    default_voice: str | None = None
     sampling: dict | None = None
     candidates: int = 1
     default_tokens_per_symbol: float = 2.0
@@ -283,12 +286,19 @@ class E2ETTSConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.voices = dict(self.voices or {})
+        if self.default_voice is not None and self.default_voice not in self.voices:
+            raise ValueError(f"default_voice {self.default_voice!r} is none of the voices {list(self.voices)}.")
         self.sampling = dict(self.sampling or {})
         self.check_composition()
 
     @property
     def sampling_rate(self) -> int:
         return MelSpec.from_dict(self.decoder_config.mel).sampling_rate
+
+    @property
+    def voice_names(self) -> list[str]:
+        """Names of the built-in voices, the default one first."""
+        return sorted(self.voices, key=lambda name: name != self.default_voice)
 
     @property
     def styles(self) -> dict[str, int | list[str]]:

@@ -82,21 +82,27 @@ class LengthLimits(LogitsProcessor):
 class TextGuidance(LogitsProcessor):
     """Classifier-free guidance: the first half of the rows has read the text, the second half has not.
 
-    Moves the scores away from those without the text, without + scale * (with - without), lets `processors` decide on
-    them, and gives both halves the same decision. Only tokens that are among the `top_k` of the scores with the text
-    stay possible (0 keeps all), lest what is unlikely either way should win by its ratio.
+    Moves the scores away from those without the text, without + scale * (with - without), lets `limits` and then
+    `processors` decide on them, and gives both halves the same decision. Only tokens that are among the `top_k` of the
+    scores with the text, of those within the limits, stay possible (0 keeps all), lest what is unlikely either way
+    should win by its ratio.
     """
 
-    def __init__(self, scale: float, processors: LogitsProcessorList, top_k: int = 0) -> None:
-        self.scale, self.processors, self.top_k = scale, processors, top_k
+    def __init__(
+        self, scale: float, limits: LogitsProcessor, processors: LogitsProcessorList, top_k: int = 0
+    ) -> None:
+        self.scale, self.limits, self.processors, self.top_k = scale, limits, processors, top_k
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         given, without = scores.log_softmax(dim=-1).chunk(2)
         guided = without + self.scale * (given - without)
+        input_ids = input_ids[: len(guided)]
         if self.top_k:
-            least = given.topk(min(self.top_k, given.shape[-1]), dim=-1).values[:, -1:]
-            guided = guided.masked_fill(given < least, UNLIKELY)
-        return self.processors(input_ids[: len(guided)], guided).repeat(2, 1)
+            possible = self.limits(input_ids, given)
+            least = possible.topk(min(self.top_k, given.shape[-1]), dim=-1).values[:, -1:]
+            # What was less likely than this, a control token, stays so.
+            guided = torch.where(possible < least, guided.clamp_max(UNLIKELY), guided)
+        return self.processors(input_ids, self.limits(input_ids, guided)).repeat(2, 1)
 
 
 class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
@@ -354,7 +360,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             positions = torch.cat([positions, first[:, None] + steps], dim=1)
         shortest = ((symbols * min_tokens_per_symbol).long() - prompt_length).clamp_min(1)
         longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long() - prompt_length)
-        processors = LogitsProcessorList([LengthLimits(shortest, longest, self.end_token_id)])
+        limits = LengthLimits(shortest, longest, self.end_token_id)
+        processors = LogitsProcessorList([] if text_guidance != 1.0 else [limits])
         if temperature > 0:
             processors.append(
                 RepetitionAwareSampling(
@@ -368,7 +375,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
                 )
             )
         if text_guidance != 1.0:
-            processors = LogitsProcessorList([TextGuidance(text_guidance, processors, top_k)])
+            processors = LogitsProcessorList([TextGuidance(text_guidance, limits, processors, top_k)])
         steps = int(longest.max())
         keys = self.code_keys(self.quantizer.codebook)
         sequences = generate_ids(
