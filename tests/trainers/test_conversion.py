@@ -71,7 +71,7 @@ def converted(sources, tmp_path) -> Callable[..., Path]:
 
     def run(settings: dict, **options: str | None) -> Path:
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(yaml.safe_dump({"train": ["lm"], "model": settings}))
+        recipe.write_text(yaml.safe_dump({"train": ["lm"], "losses": {"lm": 1.0}, "model": settings}))
         values = {**sources, "recipe": str(recipe), "output": str(tmp_path / "out"), **options}
         convert_pretrained.main([part for key, value in values.items() if value for part in (f"--{key}", value)])
         return tmp_path / "out"
@@ -153,7 +153,7 @@ def test_a_recipe_starts_from_the_modules(converted):
     report = json.loads((folder / "conversion.json").read_text())
     assert report["ctc_head_taken"] and set(report["parameters"]) == {"encoder", "reward", "lm"}
     modules = {name: str(folder / name) for name in report["parameters"]}
-    model = build_model(parse_recipe({"train": ["lm"], "model": settings, "init_modules": modules}))
+    model = build_model(parse_recipe({"train": ["lm"], "losses": {"lm": 1.0}, "model": settings, "init_modules": modules}))
     for name in ("encoder", "reward", "lm"):
         stored = AutoModel.from_pretrained(f"{folder}/{name}")
         assert getattr(model, name).num_parameters() == report["parameters"][name]

@@ -34,7 +34,7 @@ def test_defaults():
         ({"data": {"folder": []}}, r"'folder' in recipe\.data.*folders"),
         ({"gumbel": {"stop": 1}}, r"recipe\.gumbel.*start"),
         ({"train": ["encodr"]}, "'encodr' in modules.*encoder"),
-        ({"learning_rates": {"deocder": 1.0}}, "'deocder' in modules.*decoder"),
+        ({"learning_rates": {"deocder": 1.0}}, "'deocder' in learning_rates.*decoder"),
         ({"init_modules": {"vocodr": "x"}}, "'vocodr' in modules.*vocoder"),
         ({"arguments": {"learning_rat": 1}}, "'learning_rat' in arguments.*learning_rate"),
         ({"model": {"decodr_config": {}}}, "'decodr_config' in model.*decoder_config"),
