@@ -153,7 +153,8 @@ def test_a_recipe_starts_from_the_modules(converted):
     report = json.loads((folder / "conversion.json").read_text())
     assert report["ctc_head_taken"] and set(report["parameters"]) == {"encoder", "reward", "lm"}
     modules = {name: str(folder / name) for name in report["parameters"]}
-    model = build_model(parse_recipe({"train": ["lm"], "losses": {"lm": 1.0}, "model": settings, "init_modules": modules}))
+    recipe = {"train": ["lm"], "losses": {"lm": 1.0}, "model": settings, "init_modules": modules}
+    model = build_model(parse_recipe(recipe))
     for name in ("encoder", "reward", "lm"):
         stored = AutoModel.from_pretrained(f"{folder}/{name}")
         assert getattr(model, name).num_parameters() == report["parameters"][name]
