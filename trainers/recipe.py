@@ -221,18 +221,24 @@ class Recipe:
         if not predicted and not any(asdict(self.losses).values()):
             raise RecipeError("No loss has a weight: give some, as in losses: {lm: 1.0}.")
 
-    def computed_losses(self) -> dict[str, tuple[str, ...]]:
-        """Which losses the composite's forward computes, its `true_losses` and `predicted_losses`: those weighed."""
-
-        def named(losses: TrueLosses | PredictedLosses) -> dict[str, float]:
-            return {"reward": losses.asr or losses.spk or losses.ser, "flow": losses.flow, "prior": losses.prior}
-
-        true, predicted = {"lm": self.losses.lm} | named(self.losses), named(self.predicted_losses)
+    def forward_options(self) -> dict[str, typing.Any]:
+        """What the composite's forward computes: the losses that have a weight, and what the decoder reads."""
+        true, predicted = self.losses, self.predicted_losses
+        true_losses = {
+            "lm": true.lm,
+            "reward": true.asr or true.spk or true.ser,
+            "flow": true.flow,
+            "prior": true.prior,
+        }
         # On predicted codes the prior has no cheap path of its own.
-        predicted["flow"] = predicted["flow"] or predicted.pop("prior")
+        predicted_losses = {
+            "reward": predicted.asr or predicted.spk or predicted.ser,
+            "flow": predicted.flow or predicted.prior,
+        }
         return {
-            "true_losses": tuple(name for name, weight in true.items() if weight),
-            "predicted_losses": tuple(name for name in ("reward", "flow") if predicted[name]),
+            "true_losses": tuple(name for name, weight in true_losses.items() if weight),
+            "predicted_losses": tuple(name for name, weight in predicted_losses.items() if weight),
+            "predict_from": self.predict_from,
         }
 
     def start_config(self) -> E2ETTSConfig:

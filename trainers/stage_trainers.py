@@ -186,11 +186,7 @@ class SpeechTrainer(Trainer):
 
     def model_options(self, step: int) -> dict:
         """Which losses the model computes."""
-        return {
-            **self.recipe.computed_losses(),
-            "predict_from": self.recipe.predict_from,
-            "history_dropout": self.recipe.history_dropout,
-        }
+        return self.recipe.forward_options() | {"history_dropout": self.recipe.history_dropout}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         step = self.state.global_step

@@ -122,7 +122,7 @@ def measure_step(model: E2ETTSModel, recipe: Recipe, seconds: float = 10.0, text
     )
     half = bool(recipe.arguments.get("bf16"))
     blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
-    options = recipe.computed_losses() | {"predict_from": recipe.predict_from}
+    options = recipe.forward_options()
     anchored = recipe.trainer == "end_to_end" and bool(recipe.kl)
     anchor = copy.deepcopy(model.lm).requires_grad_(False).eval() if anchored else None
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -144,7 +144,7 @@ class Workload:
         model = self.model = E2ETTSModel(E2ETTSConfig(**recipe.model))
         model.freeze([name for name in ("speaker", "vocoder", *LEARNING) if name not in recipe.train])
         model.train()
-        options = recipe.computed_losses() | {"predict_from": recipe.predict_from}
+        options = recipe.forward_options()
         rows = max(1, min(recipe.data.max_rows, round(recipe.data.seconds_per_batch / seconds)))
         batch = random_batch(model.config, rows, seconds, generator)
         self.work = {
