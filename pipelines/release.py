@@ -19,7 +19,7 @@ from e2e_tts.trainers.built_in_voices import mean_voice
 from e2e_tts.trainers.data import text_tokens
 from e2e_tts.trainers.data.text_tokens import PHONEMES, TOKENIZER_HELP
 
-from .text_to_speech import TextToSpeechPipeline, check_range
+from .text_to_speech import TextToSpeechPipeline, check_number
 
 # Weights that no inference reads: the classes that the speaker encoder was trained to tell apart.
 TRAINING_WEIGHTS = ("speaker.classes.",)
@@ -164,7 +164,7 @@ def parse_sampling(entries: list[str]) -> dict[str, float | int]:
         if name not in kinds:
             raise ValueError(f"--sampling takes {', '.join(kinds)}, got {entry!r}.")
         sampling[name] = kinds[name](value)
-        check_range(name, sampling[name])
+        check_number(name, sampling[name])
     return sampling
 
 
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.sampling:
             model.config.sampling = parse_sampling(options.sampling)
         if options.candidates is not None:
-            check_range("candidates", options.candidates)
+            check_number("candidates", options.candidates)
             if options.candidates > 1 and model.reward.ctc_head is None:
                 raise ValueError("--candidates needs a reward model with a CTC head, which this one lacks.")
             model.config.candidates = options.candidates

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from numbers import Real
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
@@ -34,7 +35,9 @@ RANGES = {
     "top_p": (1e-6, 1.0),
     "text_guidance": (0.0, 100.0),
     "candidates": (1, 64),
+    "seed": (0, 2**63 - 1),
 }
+WHOLE_NUMBERS = ("num_steps", "top_k", "candidates", "seed")
 
 
 class TextToSpeechPipeline(VoiceTools, Pipeline):
@@ -220,16 +223,15 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             "top_p": top_p,
             "text_guidance": text_guidance,
             "candidates": candidates,
+            "seed": seed,
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")
-            names = ["voice", *reference, "style", "seed", *numbers, "watermark", "batch_size"]
+            names = ["voice", *reference, "style", *numbers, "watermark", "batch_size"]
             raise TypeError(f"Unknown settings {sorted(unknown)}; this pipeline knows {', '.join(names)}.")
-        settings: dict[str, Any] = {} if seed is None else {"seed": int(seed)}
-        for name, value in numbers.items():
-            if value is not None:
-                check_range(name, value)
-                settings[name] = value
+        settings: dict[str, Any] = {
+            name: check_number(name, value) for name, value in numbers.items() if value is not None
+        }
         if style:
             self.model.resolve_style(style)  # refuses what the model does not have before anything is spoken
             settings["style"] = style
@@ -296,7 +298,13 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves model, processor and this file; `pipeline("text-to-speech", model=save_directory,
-        trust_remote_code=True)` then gives this pipeline. kwargs go to the model's save_pretrained."""
+        trust_remote_code=True)` then gives this pipeline. kwargs go to the model's save_pretrained.
+
+        Raises ValueError for push_to_hub and variant, before anything is written: `push_to_hub` of the pipeline pushes
+        all of it.
+        """
+        if kwargs.pop("push_to_hub", False) or kwargs.get("variant") is not None:
+            raise ValueError("Neither push_to_hub nor variant is known here: call push_to_hub(name) of the pipeline.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         # First, because the processor's abbreviations.py must replace the pipeline's, which needs this package.
@@ -310,11 +318,15 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def check_range(name: str, value: float) -> None:
-    """Raises ValueError for a value beyond `RANGES`."""
+def check_number(name: str, value: Any) -> float:
+    """The value of a setting in `RANGES` as int or float. Raises ValueError for what is none, or beyond its range."""
+    is_whole = name in WHOLE_NUMBERS
+    if not isinstance(value, Real) or isinstance(value, bool) or (is_whole and not float(value).is_integer()):
+        raise ValueError(f"{name} is a {'whole ' if is_whole else ''}number, got {value!r}.")
     low, high = RANGES[name]
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low} and {high}, got {value}.")
+    return int(value) if is_whole else float(value)
 
 
 def checked_audio(audio: torch.Tensor) -> np.ndarray:

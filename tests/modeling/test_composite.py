@@ -185,6 +185,9 @@ def test_generation_errors(tiny_model, processor):
     model.lm.end_head.bias.data.fill_(-1e4)
     with pytest.raises(SpeechGenerationError, match="did not end"):
         model.generate(**inputs, seed=0)
+    paced_by_itself = tiny_model(lm_config={"text_positions": "sequential"})
+    with pytest.raises(ValueError, match="decides itself how fast it speaks"):
+        paced_by_itself.generate(**inputs, speed=1.5)
 
 
 def test_loads_without_this_package(model, processor, folder, release, tmp_path):

@@ -100,9 +100,16 @@ def test_prompt_is_continued():
     ids = torch.tensor([[7, 1, 30, 12, 5, 22]])
     text = torch.tensor([[1, 2, 3, 4]])
     lm = overfitted([4, 3, 3], ids, text, torch.ones(1, 6, dtype=torch.bool))
-    generated = lm.generate_codes(text, prompt_ids=ids[:, :4], temperature=0)
+    generated = lm.generate_codes(text, prompt_ids=ids[:, :4], prompt_symbols=3, temperature=0)
     assert generated.ids[generated.mask].tolist() == [5, 22]
     assert generated.finished.all()
+    # What the prompt says and how long it took are no part of the limits.
+    short = lm.generate_codes(text, prompt_ids=ids[:, :4], prompt_symbols=3, temperature=0, max_tokens_per_symbol=1)
+    assert (short.ids.shape[1], short.finished.tolist()) == (2, [False])
+    long = lm.generate_codes(text, prompt_ids=ids[:, :4], prompt_symbols=3, temperature=0, min_tokens_per_symbol=5)
+    assert long.ids.shape[1] >= 5
+    with pytest.raises(ValueError, match="belong together"):
+        lm.generate_codes(text, prompt_ids=ids[:, :4])
 
 
 def greedy_with_guidance(lm: SpeechLM, text: torch.Tensor, rate: torch.Tensor, scale: float, steps: int) -> list[int]:

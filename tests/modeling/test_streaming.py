@@ -14,7 +14,7 @@ from e2e_tts.modeling import Chunking, E2ETTSModel, SpeechGenerationError, TextT
 from e2e_tts.modeling.griffin_lim import initial_phase
 from e2e_tts.modeling.modeling_flow_decoder import NOISE
 from e2e_tts.modeling.modeling_speech_lm import GeneratedCodes
-from e2e_tts.modeling.randomness import seeded_noise
+from e2e_tts.modeling.randomness import NoiseWindow, seeded_noise
 from e2e_tts.modeling.streaming import ChunkDecoder, CoreSharing
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,11 @@ def joined(chunks: list[dict[str, torch.Tensor]], name: str) -> torch.Tensor:
 def test_a_part_has_the_noise_and_the_phases_of_the_whole():
     seeds = torch.tensor([3, 4])
     whole = seeded_noise(seeds, NOISE, (20, 80))
-    assert torch.equal(seeded_noise(seeds, NOISE, (6, 80), first=11), whole[:, 11:17])
+    window = NoiseWindow(seeds[:1], NOISE, 80)
+    for first, count in ((2, 5), (4, 9), (11, 6), (11, 9)):
+        assert torch.equal(window.take(first, count), whole[:1, first : first + count])
+    with pytest.raises(ValueError, match="before frame 11 is forgotten"):
+        window.take(10, 3)
     assert torch.equal(initial_phase(6, 960, 320, first_frame=7), initial_phase(20, 960, 320)[7:13])
 
 
@@ -175,10 +179,14 @@ def test_errors(tiny_model):
         model.generate(TEXT.repeat(2, 1), seed=0, chunking=SMALL)
     with pytest.raises(ValueError, match="Nothing to speak"):
         model.generate_stream(None)
-    with pytest.raises(ValueError, match=r"chunking\.look_ahead must be at least 1, got 0"):
-        model.generate_stream(TEXT, chunking={"look_ahead": 0})
-    with pytest.raises(TypeError, match="length"):
-        model.generate_stream(TEXT, chunking={"length": 3})
+    for wrong, message in (
+        ({"look_ahead": 0}, r"chunking\.look_ahead must be a whole number, at least 1, got 0"),
+        ({"first": 2.5}, r"chunking\.first must be a whole number, at least 1, got 2\.5"),
+        ({"length": 3, "first": 1}, "chunking has no length; it has first, size, look_ahead, context"),
+        (5, "chunking is a Chunking or a mapping of its fields, got 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate_stream(TEXT, chunking=wrong)
     # An error in the thread of the LM comes out where the chunks do.
     with pytest.raises(ValueError, match="top_k"):
         list(model.generate_stream(TEXT, top_k=0))

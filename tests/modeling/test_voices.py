@@ -61,6 +61,20 @@ def test_a_voice_speaks_as_its_clip(model, voice):
     assert not torch.equal(model.generate(TEXT, voice=voice, **SETTINGS)["ids"], expected["ids"])
 
 
+def test_speed_moves_what_is_spoken_and_not_the_prompt(model, voice, monkeypatch):
+    """The prompt's symbols stay beside its codes; behind them symbols lie as far apart as the speed says."""
+    seen = []
+    embed_prefix = model.lm.embed_prefix
+    monkeypatch.setattr(model.lm, "embed_prefix", lambda *args: seen.append(embed_prefix(*args)) or seen[-1])
+    for speed in (1.0, 2.0):
+        model.generate(TEXT, voice=voice, speed=speed, **SETTINGS)
+    prompt, tokens = CLIP_TEXT.shape[1], len(voice.prompt_ids)
+    for (_, _, positions, _), rate in zip(seen, (3.0, 1.5), strict=True):
+        expected = [*(3.0 * (index + 0.5) for index in range(prompt))]
+        expected += [tokens + rate * (index + 0.5) for index in range(TEXT.shape[1])]
+        assert positions[0, 2:-1].tolist() == pytest.approx(expected)
+
+
 def test_one_voice_for_a_batch(model, voice):
     texts, mask = torch.cat([TEXT, TEXT.flip(1)]), torch.tensor([[1] * 6, [1] * 5 + [0]], dtype=torch.bool)
     spoken = model.generate(texts, mask, voice=voice, **SETTINGS)

@@ -107,11 +107,22 @@ def test_reference_in_every_form(pipe, clip, tmp_path):
     assert len(continued) == 2 and not same(continued[0], base)
 
 
+def test_pushing_is_not_half_done(pipe, tmp_path):
+    with pytest.raises(ValueError, match=r"call push_to_hub\(name\) of the pipeline"):
+        pipe.save_pretrained(tmp_path / "out", push_to_hub=True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"voice": "carl"}, r"carl.*anna.*ben"),
         ({"speed": 9}, r"speed must lie between 0\.25 and 4\.0, got 9"),
+        ({"speed": "fast"}, "speed is a number, got 'fast'"),
+        ({"top_k": 10.5}, r"top_k is a whole number, got 10\.5"),
+        ({"top_k": True}, "top_k is a whole number, got True"),
+        ({"candidates": float("nan")}, "candidates is a whole number, got nan"),
+        ({"seed": 2**70}, "seed must lie between 0 and"),
         ({"num_steps": 0}, "num_steps"),
         ({"temperature": -1}, "temperature"),
         ({"top_k": 0}, "top_k"),

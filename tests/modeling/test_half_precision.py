@@ -1,0 +1,66 @@
+"""A checkpoint loaded in bfloat16 or float16, or moved there, does everything that it does in float32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.pipelines import TextToSpeechPipeline
+
+CLIP = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+TEXT = "The birds sang in the morning."
+SETTINGS = {"seed": 0, "num_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("half")
+    tiny_model().save_pretrained(path)
+    return path
+
+
+def loaded(folder: Path, dtype: torch.dtype) -> E2ETTSModel:
+    return AutoModel.from_pretrained(folder, dtype=dtype).eval()
+
+
+def moved(folder: Path, dtype: torch.dtype) -> E2ETTSModel:
+    return AutoModel.from_pretrained(folder).to(dtype).eval()
+
+
+@pytest.mark.parametrize("make", [loaded, moved])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_that_a_pipeline_does(folder, processor, make, dtype) -> None:
+    model = make(folder, dtype)
+    assert model.dtype == dtype and model.lm.quantizer.codebook.dtype == torch.float32
+    pipe = TextToSpeechPipeline(model=model, processor=processor)
+    voice = pipe.clone(CLIP, text="A clip.", sampling_rate=16000)
+    tokens = pipe.tokenize(CLIP, sampling_rate=16000)
+    spoken = [
+        pipe(TEXT, **SETTINGS),
+        pipe(TEXT, candidates=3, text_guidance=1.5, **SETTINGS),
+        pipe(TEXT, voice=voice, speed=1.5, **SETTINGS),
+        pipe.convert(CLIP, sampling_rate=16000, **SETTINGS),
+        pipe.detokenize(tokens, **SETTINGS),
+        *pipe.stream(TEXT, voice=voice, **SETTINGS),
+    ]
+    for speech in spoken:
+        assert speech["audio"].dtype == np.float32 and np.isfinite(speech["audio"]).all() and speech["audio"].size
+    assert model.reward.transcribe(model.encoder(model_features(pipe)).codes)
+
+
+def model_features(pipe: TextToSpeechPipeline) -> torch.Tensor:
+    return pipe.processor(audio=CLIP, sampling_rate=16000)["reference_features"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_are_those_of_the_same_weights_in_float32(folder, dtype) -> None:
+    """The grid itself stays exact: only the rounding of activations may move a token to a neighbour."""
+    half = loaded(folder, dtype)
+    whole = loaded(folder, dtype).float()
+    waveform = torch.from_numpy(CLIP)[None]
+    found, expected = half.encoder.encode(waveform), whole.encoder.encode(waveform)
+    assert found.ids.shape == expected.ids.shape and float((found.ids == expected.ids).float().mean()) > 0.6
+    assert torch.equal(half.lm.quantizer.indices_to_codes(found.ids), found.codes)
