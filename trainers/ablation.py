@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the ablation")
     parser.add_argument("--rows", nargs="+", default=[], help="by default all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="by default all")
-    parser.add_argument("--set", nargs="+", default=[], metavar="[STAGE:]KEY=VALUE", help="see above")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="[STAGE:]KEY=VALUE", help="see above")
     parser.add_argument(
         "--judge", default=NO_JUDGE, help="recogniser for error rates, such as whisper-base-offline; by default none"
     )

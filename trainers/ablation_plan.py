@@ -324,7 +324,10 @@ def parse_plan(values: dict, overrides: Sequence[str] = ()) -> AblationPlan:
             places = ", ".join(f"{name}:key=value" for name in (*values["stages"], "measure"))
             raise PlanError(f"Overrides look like key=value or {places}; got {override!r}.")
         if place == "measure":
-            measure[entry] = yaml.safe_load(value)
+            try:
+                measure[entry] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise PlanError(f"{override!r} has no YAML value: quote an entry with spaces in it.") from error
         else:
             values["overrides"].append(override)
     values["measure"] = MeasurePlan(**_checked(MeasurePlan, measure, "measure"))

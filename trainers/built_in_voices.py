@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from e2e_tts.modeling import E2ETTSModel
 
+from .data.columns import list_lengths, vectors
 from .recipe import RecipeError
 
 VOICES_FILE = "voices.json"
@@ -16,10 +17,10 @@ VOICES_FILE = "voices.json"
 
 def mean_voice(rows: Dataset, token_rate: float) -> tuple[torch.Tensor, float]:
     """A voice from annotated rows: their mean embedding (S,), normalised, and mean of speech tokens per text token."""
-    rows = rows.select_columns(["speaker_embedding", "text_ids", "seconds"])
-    embedding = torch.tensor(np.asarray(rows["speaker_embedding"][:]), dtype=torch.float32).mean(dim=0)
-    rates = [row["seconds"] * token_rate / len(row["text_ids"]) for row in rows]
-    return torch.nn.functional.normalize(embedding, dim=-1), sum(rates) / len(rates)
+    total = sum(piece.sum(axis=0, dtype=np.float64) for piece in vectors(rows, "speaker_embedding"))
+    embedding = torch.from_numpy(total / len(rows)).float()
+    rates = np.asarray(rows["seconds"][:]) * token_rate / list_lengths(rows, "text_ids")
+    return torch.nn.functional.normalize(embedding, dim=-1), float(rates.mean())
 
 
 def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> None:

@@ -37,7 +37,7 @@ from e2e_tts.modeling import (
     SpeechLMConfig,
 )
 
-from .recipe import RecipeError, VocoderRecipe, load_recipe
+from .recipe import RecipeError, VocoderRecipe, add_override_option, load_recipe
 
 CONFORMER_FIELDS = (
     *("hidden_size", "num_attention_heads", "intermediate_size", "hidden_act", "attention_bias", "convolution_bias"),
@@ -165,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--ctc", help="a ParakeetForCTC, by folder or Hub name")
     parser.add_argument("--lm", help="a Qwen3, by folder or Hub name")
     parser.add_argument("--output", required=True, type=Path, help="folder to write encoder, reward and lm to")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe")
+    add_override_option(parser, "overrides of the recipe")
     parser.add_argument("--seed", type=int, default=0, help="of the weights that start at random")
     options = parser.parse_args(arguments)
     if options.ctc is None and options.lm is None:

@@ -24,11 +24,11 @@ from transformers import AutoConfig, AutoModel, PrinterCallback, Trainer, Traine
 from e2e_tts.modeling import E2ETTSModel, VocoderConfig
 from e2e_tts.modeling.audio_features import MelSpec
 
-from .adapters import add_adapters
 from .data.speech_data import Collator, MixtureBatches, decode, load_prepared, rows_of_all_sources
 from .data.style_labels import check_labels, labelled_rows
+from .learning import choose_what_learns
 from .memory_reuse import keep_freed_memory
-from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, load_recipe
+from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, add_override_option, load_recipe
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
 from .train import build_trainer, build_vocoder_trainer, training_arguments
 
@@ -91,9 +91,7 @@ def meta_model(recipe: Recipe) -> E2ETTSModel:
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_config(AutoConfig.from_pretrained(folder)))
         model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])
-        model.freeze([name for name, _ in model.named_children() if name not in recipe.train])
-        if recipe.lora is not None:
-            model = add_adapters(model, recipe.lora, recipe.train).get_base_model()
+        choose_what_learns(model, recipe)
     return model
 
 
@@ -209,7 +207,7 @@ def run_steps(trainer: Trainer, total: int, report: Report) -> None:
 
 
 def examine_losses(trainer: SpeechTrainer, report: Report) -> None:
-    """Whether every weighted loss was computed and every module that is to learn was reached by one."""
+    """Whether every weighted loss was computed, and all that is to learn was reached by one."""
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
     names = {loss_key(name): name for name in LOSS_NAMES}
     for key, weight in trainer.full_weights().items():
@@ -220,8 +218,19 @@ def examine_losses(trainer: SpeechTrainer, report: Report) -> None:
             report.warn("losses", f"{names[key]} is 0 in every step: no row seems to carry its label.")
     reached = set(trainer.optimizer.state)  # only parameters that had a gradient
     for module in trainer.recipe.train:
-        if reached.isdisjoint(getattr(trainer.composite, module).parameters()):
+        members = dict(getattr(trainer.composite, module).named_parameters())
+        if reached.isdisjoint(members.values()):
             report.problem("losses", f"train names {module}, but no loss reaches it: weight one, or take it out.")
+            continue
+        left = sorted(name for name, p in members.items() if p.requires_grad and p not in reached)
+        if not left:
+            continue
+        message = f"no loss reaches {len(left)} of the weights of {module} that learn, {left[0]} among them"
+        if trainer.args.ddp_find_unused_parameters is False:
+            advice = "Several processes would wait for them: set arguments.ddp_find_unused_parameters=true."
+            report.problem("losses", f"{message}. {advice}")
+        else:
+            report.warn("losses", f"{message}; they stay as they are.")
 
 
 def examine(recipe: Recipe | VocoderRecipe, steps: int, report: Report) -> None:
@@ -261,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__.split("\n")[0], epilog="Ends with exit code 1 if the run would fail."
     )
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as for e2e_tts.trainers.train")
+    add_override_option(parser, "as for e2e_tts.trainers.train")
     parser.add_argument("--steps", type=int, default=10, help="steps to run; 0 for none")
     options = parser.parse_args(arguments)
     keep_freed_memory()

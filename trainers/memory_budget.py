@@ -16,7 +16,7 @@ from pathlib import Path
 from e2e_tts.modeling import E2ETTSModel
 
 from .doctor import meta_model
-from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
+from .recipe import Recipe, RecipeError, VocoderRecipe, add_override_option, load_recipe
 from .step_cost import StepCost, measure_step
 
 FLOAT, HALF, MOMENTS = 4, 2, 8  # bytes of a weight or gradient, of a bfloat16 one, and of Adam's two moments
@@ -162,7 +162,7 @@ def report(
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of the recipe")
+    add_override_option(parser, "overrides of the recipe")
     parser.add_argument("--model", help="recipe whose model is meant, while the folders of init are not there yet")
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 16, 64], help="numbers of GPUs")
     parser.add_argument("--launch", nargs="+", choices=LAUNCHES, default=["ddp", "fsdp", "deepspeed_zero2"])

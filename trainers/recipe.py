@@ -1,5 +1,6 @@
 """Recipes: a training stage as data. Unknown keys are refused with the nearest known ones."""
 
+import argparse
 import difflib
 import re
 import types
@@ -21,6 +22,14 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 MODULE_NAMES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 CODE_LOSSES = ("asr", "spk", "ser", "flow", "prior")
 LOSS_NAMES = ("lm", *CODE_LOSSES, *(f"predicted_{name}" for name in CODE_LOSSES), "kl")
+# Arguments of transformers that a stage would pass over without a word, and what is meant by them here.
+INERT_ARGUMENTS = {
+    "per_device_train_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
+    "auto_find_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
+    "dataloader_drop_last": "data is a stream, which has no last batch",
+    "num_train_epochs": "data is a stream, whose length is arguments.max_steps",
+    "label_smoothing_factor": "the losses are those of the model, weighed by losses and predicted_losses",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,7 +47,13 @@ class RecipeError(ValueError):
 
 @dataclass
 class DataRecipe:
-    """Where speech comes from. `folders` are annotated data sets; `weights` the share of utterances by source."""
+    """Where speech comes from. `folders` are annotated data sets.
+
+    weights: by source, its share of the utterances that are drawn, by default that of its rows. It is no share of the
+    loss: a batch is cut by `seconds_per_batch` and its loss is a mean over its utterances, so an utterance weighs by
+    about its duration, and a source of longer clips more than its share of the draws. Of `small_refine_decoder`'s
+    draws half are kathleen's, whose clips are short, and they have 0.37 of the loss.
+    """
 
     folders: list[str] = field(default_factory=list)
     weights: dict[str, float] = field(default_factory=dict)
@@ -186,6 +201,12 @@ class Recipe:
                 _check_key(name, MODULE_NAMES, entry)
                 if name not in self.train:
                     raise RecipeError(f"{entry} names {name!r}, which does not learn: add it to train or drop it.")
+        for name, norm in self.max_grad_norms.items():
+            if norm <= 0:
+                raise RecipeError(
+                    f"max_grad_norms.{name} must be above 0, got {norm:g}: it would make every gradient nothing. To "
+                    "leave gradients as they are give a large norm, 1e9 for example."
+                )
         if self.max_grad_norms and self.arguments.get("max_grad_norm", 1.0) <= 0:
             raise RecipeError("max_grad_norms needs arguments.max_grad_norm above 0, which clips the other modules.")
         predicted = [name for name, weight in asdict(self.predicted_losses).items() if weight]
@@ -207,6 +228,8 @@ class Recipe:
             raise RecipeError("styles are learned by own weights of LM or decoder: add one to train and drop lora.")
         for name in self.arguments:
             _check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
+            if name in INERT_ARGUMENTS:
+                raise RecipeError(f"arguments.{name} says nothing here, drop it: {INERT_ARGUMENTS[name]}.")
         if self.model is not None:
             _check_model(self.model, E2ETTSConfig, "model")
         if not self.train:
@@ -274,7 +297,7 @@ class VocoderRecipe:
 def _check_key(key: str, known: typing.Iterable[str], where: str) -> None:
     known = list(known)
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}."
         raise RecipeError(f"Unknown entry {key!r} in {where}; {hint}")
 
@@ -328,8 +351,9 @@ def _build(cls: type, values: dict, where: str) -> typing.Any:
 
 
 def parse_recipe(values: dict, where: str = "recipe") -> Recipe | VocoderRecipe:
-    """Builds a recipe from a mapping. Raises RecipeError for unknown keys, with the near misses."""
-    return _build(VocoderRecipe if values.get("trainer") == "vocoder" else Recipe, values, where)
+    """Builds a recipe from a mapping. Raises RecipeError for unknown keys, with the near misses, and for no mapping."""
+    vocoder = isinstance(values, dict) and values.get("trainer") == "vocoder"
+    return _build(VocoderRecipe if vocoder else Recipe, values, where)
 
 
 def find_recipe(name: str) -> Path:
@@ -343,13 +367,33 @@ def find_recipe(name: str) -> Path:
     raise RecipeError(f"No recipe {name!r}; {hint}.")
 
 
+def read_yaml(text: str, failure: str) -> typing.Any:
+    """The value of a text. Raises RecipeError for one that is no YAML: `failure`, and where it ceases to be."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{failure} ({' '.join(str(error).split())})") from error
+
+
+def add_override_option(parser: argparse.ArgumentParser, text: str) -> None:
+    """Gives a command --set, which may be repeated, for the overrides of `load_recipe`."""
+    parser.add_argument("--set", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help=text)
+
+
 def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe | VocoderRecipe:
     """Reads a recipe and applies overrides such as "arguments.max_steps=100"; values are YAML."""
-    values = yaml.load(find_recipe(name).read_text(), _Loader) or {}
+    file = find_recipe(name)
+    values = read_yaml(file.read_text(encoding="utf-8"), f"{file} is not YAML: mend it where the parser stopped.")
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise RecipeError(f"{file} must hold a mapping of entries such as trainer: joint, got {values!r}.")
     for override in overrides:
         path, separator, value = override.partition("=")
         if not separator:
-            raise RecipeError(f"Overrides look like key.sub=value, got {override!r}.")
+            raise RecipeError(
+                f"Overrides look like key.sub=value, got {override!r}. Quote one that has spaces in it: "
+                '--set "data.folders=[a, b]".'
+            )
         *parents, last = path.split(".")
         target = values
         for parent in parents:
@@ -358,5 +402,6 @@ def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe | Voc
             target = target[parent]
             if not isinstance(target, dict):
                 raise RecipeError(f"{override!r} sets a part of {parent}, which is {target!r} and has no parts.")
-        target[last] = yaml.load(value, _Loader)
+        quote = f'{override!r} has no YAML value. Quote an entry with spaces in it: --set "data.folders=[a, b]".'
+        target[last] = read_yaml(value, quote)
     return parse_recipe(values, str(name))

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder beside the weights: the recipe it was started with, and whole checkpoints."""
+"""What a run keeps in its folder beside the weights: its recipe, its number of processes, and whole checkpoints."""
 
 import json
 from dataclasses import asdict
@@ -14,9 +14,22 @@ from .recipe import Recipe, RecipeError, VocoderRecipe
 logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "resolved_recipe.yaml"
-# What may be another when a run goes on: how long it runs, and what it writes down on its way.
-FREE_ARGUMENTS = ("max_steps", "logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm")
-FREE = ("samples", "safety", "data.eval_rows", *(f"arguments.{name}" for name in FREE_ARGUMENTS))
+LAUNCH_FILE = "launch.json"
+ACCUMULATION = "arguments.gradient_accumulation_steps"
+# What may be another when a run goes on: how long it runs, what it writes down on its way, how it evaluates, and what
+# costs memory or time alone. Accumulation may change with the number of processes (see `check_processes`), and the
+# vocoder's discriminators may begin later.
+FREE_ARGUMENTS = (
+    *("max_steps", "logging_steps", "save_steps", "save_total_limit", "report_to", "disable_tqdm", "run_name"),
+    *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size"),
+    *("activation_checkpointing", "gradient_checkpointing", "ddp_find_unused_parameters"),
+    *(f"dataloader_{name}" for name in ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")),
+    "gradient_accumulation_steps",
+)
+FREE = (
+    *("samples", "safety", "data.eval_rows", "discriminator.start_step"),
+    *(f"arguments.{name}" for name in FREE_ARGUMENTS),
+)
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
@@ -58,31 +71,54 @@ def set_checkpoints_aside(output_dir: str | Path) -> Path | None:
     return aside
 
 
-def record_recipe(recipe: Recipe | VocoderRecipe, output_dir: str | Path) -> None:
-    """Writes the recipe, overrides included, to the run's folder."""
+def record_recipe(recipe: Recipe | VocoderRecipe, output_dir: str | Path, processes: int) -> None:
+    """Writes the recipe, overrides included, and the number of processes to the run's folder."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(asdict(recipe), sort_keys=False, allow_unicode=True)
     (folder / RECIPE_FILE).write_text(text, encoding="utf-8")
+    (folder / LAUNCH_FILE).write_text(json.dumps({"processes": processes}) + "\n", encoding="utf-8")
 
 
-def check_recipe(recipe: Recipe | VocoderRecipe, output_dir: str | Path) -> None:
+def check_recipe(recipe: Recipe | VocoderRecipe, output_dir: str | Path, processes: int) -> None:
     """Raises RecipeError where the run in a folder was started with another recipe: what is loaded from a checkpoint,
-    learning rates among it, would win over the recipe without a word."""
+    learning rates among it, would win over the recipe without a word. See also `check_processes`."""
     file = Path(output_dir) / RECIPE_FILE
     if not file.is_file():
         return
     before, now = (flatten(values) for values in (yaml.safe_load(file.read_text(encoding="utf-8")), asdict(recipe)))
+    # What discriminators are like means nothing as long as there are none.
+    free = FREE if before.get("discriminator.start_step") is not None else (*FREE, "discriminator.")
     changed = [
         f"{name} is {now.get(name)}, was {before.get(name)}"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name) and not name.startswith(FREE)
+        if before.get(name) != now.get(name) and not name.startswith(free)
     ]
     if changed:
         raise RecipeError(
             f"The run in {output_dir} was started with another recipe: {'; '.join(changed)}. Go on with the one it "
             "had, name another --output_dir, or start anew with --fresh."
         )
+    check_processes(output_dir, before.get(ACCUMULATION, 1), now.get(ACCUMULATION, 1), processes)
+
+
+def check_processes(output_dir: str | Path, accumulated_before: int, accumulated: int, processes: int) -> None:
+    """Raises RecipeError where a step would be made of another number of batches than it was: it would be another
+    step, and what has been read is skipped by the step, so that data would be read again or never."""
+    file = Path(output_dir) / LAUNCH_FILE
+    # Runs of earlier versions have not written it down.
+    before = json.loads(file.read_text(encoding="utf-8"))["processes"] if file.is_file() else processes
+    batches = before * accumulated_before
+    if processes * accumulated == batches:
+        return
+    advice = f"Go on with {before} processes and {ACCUMULATION}={accumulated_before}"
+    if batches % processes == 0:
+        advice += f", or with {processes} and {ACCUMULATION}={batches // processes}"
+    raise RecipeError(
+        f"A step of the run in {output_dir} was made of {batches} batches (processes x accumulation), now it would be "
+        f"of {processes * accumulated} ({processes} x {accumulated}). {advice}, name another --output_dir, or start "
+        "anew with --fresh."
+    )
 
 
 def flatten(values: Any, name: str = "") -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """Sharded training: what accelerate's FSDP2 needs told so that a sharded step is the plain mixed-precision step."""
 
 import contextlib
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +14,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
-from .recipe import RecipeError
+from .recipe import Recipe, RecipeError
 
 REQUESTS = {"ACCELERATE_USE_FSDP": DistributedType.FSDP, "ACCELERATE_USE_DEEPSPEED": DistributedType.DEEPSPEED}
 
@@ -34,6 +38,47 @@ def prepare_sharding(accelerator: Accelerator) -> None:
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
+
+
+def refuse_sharded(recipe: Recipe, sharded: bool) -> None:
+    """Raises RecipeError for what cannot be done where processes hold parts of the weights."""
+    whole = {
+        "ema": recipe.ema,
+        "max_grad_norms": recipe.max_grad_norms,
+        "samples.every": recipe.samples.every,
+        # Evaluation and saving reach into the adapted model, past what gathers its parts.
+        "lora": recipe.lora is not None,
+    }
+    for entry in [entry for entry, value in whole.items() if value and sharded]:
+        raise RecipeError(
+            f"{entry} needs the whole weights in every process: drop it under FSDP or DeepSpeed, or launch with "
+            "trainers/accelerate_configs/ddp.yaml."
+        )
+
+
+def leave_precision_to_deepspeed(settings: dict[str, Any]) -> None:
+    """Where the DeepSpeed configuration of the launch computes in half precision by itself (torch_autocast), takes that
+    precision out of the arguments: transformers would have DeepSpeed hold the weights in it as well.
+
+    Raises RecipeError where the arguments do not ask for the precision that the configuration has.
+    """
+    given = settings.get("deepspeed")
+    if given is None and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        given = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if isinstance(given, str):
+        # accelerate says so itself of a file that is not there.
+        given = json.loads(Path(given).read_text(encoding="utf-8")) if Path(given).is_file() else None
+    autocast = (given or {}).get("torch_autocast", {})
+    if not autocast.get("enabled"):
+        return
+    precision = autocast.get("dtype", "bfloat16")
+    name = "fp16" if precision == "float16" else "bf16"
+    if not settings.get(name):
+        raise RecipeError(
+            f"The DeepSpeed configuration computes in {precision} (torch_autocast), the recipe does not: set "
+            f"arguments.{name}=true, or torch_autocast.enabled to false in the DeepSpeed configuration."
+        )
+    settings[name] = False
 
 
 @contextlib.contextmanager

@@ -15,10 +15,11 @@ from transformers import Trainer
 
 from e2e_tts.modeling.modeling_e2e_tts import E2ETTSModel, E2ETTSOutput
 
-from .adapters import add_adapters, save_merged
+from .adapters import save_merged
 from .averages import UpdateAverages, WeightAverages
 from .built_in_voices import save_voices
 from .callbacks import CollapseAlarm, SpeechSamples
+from .data.columns import all_vectors, positions_by_number
 from .data.speech_data import (
     SEED_STRIDE,
     MixtureBatches,
@@ -26,9 +27,11 @@ from .data.speech_data import (
     rows_of_all_sources,
     speaker_numbers,
 )
+from .learning import choose_what_learns
+from .loss_log import LossLog, named_losses, rows_of_loss
 from .recipe import Recipe, RecipeError
 from .safety import divergence, save_bad_batch
-from .sharding import gathered, prepare_sharding
+from .sharding import gathered, prepare_sharding, refuse_sharded
 
 OTHER_CLIP, RATE, NO_TEXT, NO_STYLE, MASKS = 21, 22, 23, 24, 25  # salts of the trainer's own draws
 
@@ -45,42 +48,27 @@ def source_counts(rows: Dataset, max_seconds: float) -> dict[str, float]:
     return dict(zip(names.tolist(), counts.astype(float).tolist(), strict=True))
 
 
-def token_statistics(counts: torch.Tensor) -> dict[str, float]:
-    """Code counts (C,) -> entropy in bits and the share of codes that occur."""
-    probabilities = counts.double() / counts.sum().clamp_min(1)
-    entropy = -(probabilities * probabilities.clamp_min(1e-30).log2()).sum()
-    return {"token_entropy": float(entropy), "code_use": float((counts > 0).double().mean())}
-
-
 class SpeechTrainer(Trainer):
     """What the stages share: seeded draws, voices from other clips, settings by module, named losses, safety nets.
 
-    Every loss is a mean over utterances of per-utterance means, so equal shares of a batch give the same gradient
-    however it is cut over processes and accumulation steps.
+    Every loss is a mean over the utterances of a batch (those with a label) of per-utterance means, and a step's
+    gradient the mean over its batches, so the same batches give the same gradient however they are dealt to processes
+    and accumulation steps. Batches are cut by seconds: an utterance weighs by about its duration.
     """
 
     def __init__(self, model: E2ETTSModel, recipe: Recipe, *args, **kwargs) -> None:
         self.recipe = recipe
-        model.freeze([name for name in ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
-                      if name not in recipe.train])
-        if recipe.lora is not None:
-            model = add_adapters(model, recipe.lora, recipe.train)
-        super().__init__(model, *args, **kwargs)
+        super().__init__(choose_what_learns(model, recipe), *args, **kwargs)
         prepare_sharding(self.accelerator)
         # compute_loss returns a mean, which Trainer divides by the accumulation steps itself.
         self.model_accepts_loss_kwargs = False
         rows = self.train_dataset.rows
-        self.embeddings = torch.from_numpy(np.asarray(rows["speaker_embedding"][:], dtype=np.float32))
+        self.embeddings = torch.from_numpy(all_vectors(rows, "speaker_embedding"))
         self.speakers = speaker_numbers(rows)
-        self.clips_of = [np.flatnonzero(self.speakers == number) for number in range(self.speakers.max() + 1)]
-        self.sums: dict[str, float] = defaultdict(float)
-        self.logged = 0
-        self.code_counts = torch.zeros(model.config.lm_config.num_codes, dtype=torch.long)
+        self.clips_of = positions_by_number(self.speakers)
+        self.loss_log = LossLog(model.config.lm_config.num_codes)
         self.step_batches: list[dict] = []  # what the current optimizer step has been made of so far
-        whole = {"ema": recipe.ema, "max_grad_norms": recipe.max_grad_norms, "samples.every": recipe.samples.every}
-        for entry, value in whole.items():
-            if value and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-                raise RecipeError(f"{entry} needs the whole weights in every process: drop it under FSDP or DeepSpeed.")
+        refuse_sharded(recipe, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         self.averages = WeightAverages({name: getattr(self.composite, name) for name in recipe.ema}, recipe.ema)
         if recipe.ema:
             self.add_callback(UpdateAverages(self.averages))
@@ -125,6 +113,10 @@ class SpeechTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            # Pinned memory is for copies to a GPU, and only workers persist and prefetch.
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         # accelerate deals whole batches out to the processes only where it need not even out their sizes.
         self.accelerator.even_batches = False
@@ -195,19 +187,14 @@ class SpeechTrainer(Trainer):
         with self.accelerator.autocast():
             output = model(**drawn, **self.model_options(step))
         loss = self.weighted_sum(output, self.weights(step))
-        named = self.named_losses(output)
+        named = named_losses(output)
         if self.step_batches and self.step_batches[0]["step"] != step:
             self.step_batches.clear()
         self.step_batches.append({"step": step, "inputs": inputs, "seeds": drawn["seeds"], "losses": named})
         problem = divergence(float(loss.detach()), self.state.log_history, self.recipe.safety.divergence_factor)
         if problem:
             self.stop(f"The loss {problem} at step {step}: {named}.")
-        for name, value in named.items():
-            self.sums[name] += value
-        if output.too_short is not None:
-            self.sums["rows_too_short"] += float(output.too_short.float().mean())
-        self.logged += 1
-        self.code_counts += torch.bincount(output.ids[output.mask].cpu(), minlength=len(self.code_counts))
+        self.loss_log.add(named, inputs, output)
         return (loss, output) if return_outputs else loss
 
     def stop(self, problem: str) -> None:
@@ -236,21 +223,9 @@ class SpeechTrainer(Trainer):
             )
         return sum(weight * output[name] for name, weight in weights.items())
 
-    @staticmethod
-    def named_losses(output: E2ETTSOutput) -> dict[str, float]:
-        return {name: float(value.detach()) for name, value in output.items() if "loss" in name and value is not None}
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if self.logged and "loss" in logs:
-            sums = torch.tensor([*self.sums.values(), float(self.logged)], device=self.args.device)
-            counts = self.code_counts.to(self.args.device)
-            sums, counts = self.accelerator.reduce(sums), self.accelerator.reduce(counts)
-            means = (sums[:-1] / sums[-1]).tolist()
-            logs = {**logs, **dict(zip(self.sums, (round(mean, 5) for mean in means), strict=True))}
-            logs |= {name: round(value, 4) for name, value in token_statistics(counts).items()}
-            self.sums.clear()
-            self.logged = 0
-            self.code_counts.zero_()
+        if "loss" in logs:
+            logs = logs | self.loss_log.take(self.accelerator)
         super().log(logs, *args, **kwargs)
 
     # ---------------------------------------------------------------- optimisation
@@ -311,6 +286,11 @@ class SpeechTrainer(Trainer):
         if checkpoint is not None:
             self.averages.resume(checkpoint)
 
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        # The checkpoint's weights are its averages; those of the last step would take their place in what is saved.
+        self.averages.resume(self.state.best_model_checkpoint)
+
     def save_final(self, folder: str | Path) -> None:
         """Saves the result of the run, averages in their modules' place: a checkpoint, or an adapter folder with LoRA.
 
@@ -319,7 +299,7 @@ class SpeechTrainer(Trainer):
         model, lora = self.accelerator.unwrap_model(self.model, keep_torch_compile=False), self.recipe.lora
         with self.averages.applied():
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-            state = self.accelerator.get_state_dict(self.model_wrapped) if sharded and lora is None else None
+            state = self.accelerator.get_state_dict(self.model_wrapped) if sharded else None
             if not self.args.should_save:
                 return
             if lora is None:
@@ -333,7 +313,8 @@ class SpeechTrainer(Trainer):
     # ---------------------------------------------------------------- evaluation
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Named losses on held-out rows with fixed draws, and the reward model's label error rate (greedy CTC).
+        """Named losses on held-out rows with fixed draws, `loss`, their sum by the recipe's weights, and the reward
+        model's label error rate (greedy CTC).
 
         The rows are data.eval_rows of all sources in turn; LM and decoder get the row's own voice embedding.
         """
@@ -347,8 +328,9 @@ class SpeechTrainer(Trainer):
     def measure(self, dataset: SpeechDataset) -> dict[str, float]:
         """What `evaluate` logs, with the weights that the model has."""
         model = self.composite.eval()
-        sums, rows, edits, symbols = defaultdict(float), 0, 0, 0
-        size, chosen = 8, sorted(rows_of_all_sources(dataset.rows, self.recipe.data.eval_rows))
+        sums, rows, edits, symbols = defaultdict(float), defaultdict(int), 0, 0
+        size = self.args.per_device_eval_batch_size
+        chosen = sorted(rows_of_all_sources(dataset.rows, self.recipe.data.eval_rows))
         for start in range(0, len(chosen), size):
             items = [dataset[i] for i in chosen[start : start + size]]
             inputs = {k: v.to(self.args.device) for k, v in self.data_collator(items).items()}
@@ -357,9 +339,10 @@ class SpeechTrainer(Trainer):
             inputs["speaker_embedding"] = inputs["speaker_target"]
             with self.accelerator.autocast():
                 output = model(**inputs, **self.model_options(0))
-            rows += len(items)
-            for name, value in self.named_losses(output).items():
-                sums[name] += value * len(items)
+            for name, value in named_losses(output).items():
+                count = rows_of_loss(name, inputs)
+                sums[name] += value * count
+                rows[name] += count
             if self.recipe.losses.asr:
                 with self.accelerator.autocast(), gathered(model):
                     encoded = model.encoder(inputs["input_features"], inputs["feature_mask"])
@@ -368,7 +351,8 @@ class SpeechTrainer(Trainer):
                     said = [label for label in said if label != -100]
                     edits += edit_distance(heard, said)
                     symbols += len(said)
-        measured = {name: value / rows for name, value in sums.items()}
+        measured = {name: value / rows[name] for name, value in sums.items() if rows[name]}
+        measured["loss"] = sum(weight * measured.get(name, 0.0) for name, weight in self.full_weights().items())
         return measured | ({"label_error_rate": edits / symbols} if symbols else {})
 
 

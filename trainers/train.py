@@ -17,12 +17,14 @@ from transformers.integrations import get_available_reporting_integrations
 from e2e_tts.modeling import E2ETTSModel, VocoderConfig, VocoderModel
 
 from .built_in_voices import add_voices
+from .data.provenance import check_provenance
 from .data.speech_data import Collator, SpeechDataset, load_prepared
 from .data.style_labels import check_labels
 from .data.vocoder_data import CropDataset
 from .memory_reuse import keep_freed_memory
-from .recipe import Recipe, RecipeError, VocoderRecipe, load_recipe
+from .recipe import Recipe, RecipeError, VocoderRecipe, add_override_option, load_recipe
 from .run_folder import check_recipe, last_whole_checkpoint, record_recipe, set_checkpoints_aside
+from .sharding import leave_precision_to_deepspeed
 from .stage_trainers import TRAINERS, SpeechTrainer
 from .vocoder_trainer import VocoderTrainer
 
@@ -70,6 +72,7 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
                 f"arguments.{name} needs a GPU: on a CPU half precision is slower than float32 and gives other losses. "
                 f"Set arguments.{name}=false."
             )
+    leave_precision_to_deepspeed(settings)
     if not settings["use_cpu"] and torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
         raise RecipeError(
             f"There are {torch.cuda.device_count()} GPUs and one process: start it with accelerate launch, or show it "
@@ -95,7 +98,7 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
 
     def crops(split: str, size: int) -> CropDataset:
         return CropDataset(
-            load_prepared(recipe.folders, split),
+            load_prepared(recipe.folders, split, annotated=False),
             size,
             frames * config.hop_length,
             config.sampling_rate,
@@ -120,6 +123,7 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
     arguments = training_arguments(recipe, output_dir, max_steps)
     set_seed(arguments.seed)
     model = build_model(recipe)
+    check_provenance(recipe.data.folders, model)
     collator = Collator.for_model(model.config)
 
     def speech(split: str) -> SpeechDataset:
@@ -144,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("--output_dir", required=True, help="folder of the run; the final model goes to its final/")
     parser.add_argument("--max_steps", type=int, help="replaces arguments.max_steps")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="e.g. data.seconds_per_batch=20")
+    add_override_option(parser, "e.g. data.seconds_per_batch=20")
     parser.add_argument("--fresh", action="store_true", help="start anew; checkpoints in output_dir are moved aside")
     options = parser.parse_args(arguments)
     keep_freed_memory()
@@ -160,10 +164,10 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.accelerator.wait_for_everyone()
         checkpoint = last_whole_checkpoint(options.output_dir)
         if checkpoint is not None:
-            check_recipe(recipe, options.output_dir)
+            check_recipe(recipe, options.output_dir, trainer.args.world_size)
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
-            record_recipe(recipe, options.output_dir)
+            record_recipe(recipe, options.output_dir, trainer.args.world_size)
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RecipeError, FloatingPointError) as error:
         sys.exit(f"{options.recipe}: {error}")

@@ -4,7 +4,11 @@ It is the SPK teacher and the voice encoder of a recipe's model, and is frozen b
 """
 
 import argparse
+import hashlib
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +19,14 @@ from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.configuration_e2e_tts import SpeakerEncoderConfig
 from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
+from .data.columns import positions_by_number
 from .data.speech_data import SpeechDataset, load_prepared, speaker_numbers
 from .data.vocoder_data import read_audio
 from .memory_reuse import keep_freed_memory
-from .recipe import load_recipe
+from .recipe import RecipeError, load_recipe
 from .run_folder import last_whole_checkpoint
+
+SETTINGS_FILE = "speaker_settings.json"
 
 
 class ResampledSpeech(SpeechDataset):
@@ -34,7 +41,7 @@ class SpeakerBatches(torch.utils.data.Sampler[list[int]]):
     """Batches with speakers drawn evenly, so that a voice with an hour does not drown one with ten seconds."""
 
     def __init__(self, speakers: np.ndarray, num_batches: int, batch_size: int, seed: int) -> None:
-        self.members = [np.flatnonzero(speakers == label) for label in np.unique(speakers)]
+        self.members = [members for members in positions_by_number(speakers) if len(members)]
         self.num_batches, self.batch_size, self.seed = num_batches, batch_size, seed
 
     def __len__(self) -> int:
@@ -80,6 +87,55 @@ class SpeakerTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
 
+def speaker_settings(recipe: str | None) -> dict[str, Any]:
+    """The settings of the network: those of a recipe's model, or none. Raises ValueError if the recipe has none."""
+    if recipe is None:
+        return {}
+    settings = (load_recipe(recipe).model or {}).get("speaker_config")
+    if settings is None:
+        raise ValueError(f"{recipe} describes no speaker encoder (model.speaker_config)")
+    return settings
+
+
+def check_speakers(labels: np.ndarray) -> None:
+    """Raises ValueError for fewer than two speakers: with one class the loss is 0, and nothing would be learned."""
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            "The training rows are all of one speaker, and the network learns to tell speakers apart. Give it speech "
+            "of several (dozens make a useful one) with --data, and name them in the column speaker; or let annotate "
+            "take a trained encoder: --speaker_encoder microsoft/wavlm-base-plus-sv, or speaker/ of a checkpoint."
+        )
+
+
+def run_settings(
+    options: argparse.Namespace, config: SpeakerEncoderConfig, labels: np.ndarray, seconds: np.ndarray
+) -> dict[str, Any]:
+    """What a run must keep to go on: all but its length. The data are told by what is in them, not by their folder."""
+    names = ("batch_size", "crop_seconds", "learning_rate", "seed")
+    digest = hashlib.sha256(np.asarray(labels, np.int64).tobytes() + np.asarray(seconds, np.float32).tobytes())
+    network = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
+    return {name: getattr(options, name) for name in names} | {
+        "data": f"{len(labels)} rows of {len(np.unique(labels))} speakers ({digest.hexdigest()[:12]})",
+        "network": json.loads(json.dumps(network)),
+    }
+
+
+def check_settings(settings: dict[str, Any], output_dir: str) -> None:
+    """Raises ValueError where the run in a folder was started with other data or settings, which its checkpoint would
+    mix with these."""
+    file = Path(output_dir) / SETTINGS_FILE
+    if not file.is_file():
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    changed = [name for name in sorted({*before, *settings}) if before.get(name) != settings.get(name)]
+    if changed:
+        differences = "; ".join(f"{name} is {settings.get(name)}, was {before.get(name)}" for name in changed)
+        raise ValueError(
+            f"The run in {output_dir} was started with other data or settings: {differences}. Go on with those, or "
+            "name another --output_dir."
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", nargs="+", required=True, help="folders written by e2e_tts.trainers.data.prepare")
@@ -93,16 +149,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     keep_freed_memory()
     try:
-        rows = load_prepared(options.data, "train")
-    except ValueError as error:
+        network = speaker_settings(options.recipe)
+        rows = load_prepared(options.data, "train", annotated=False)
+        labels = speaker_numbers(rows)
+        check_speakers(labels)
+        config = SpeakerEncoderConfig(**network, num_speakers=int(labels.max()) + 1)
+        settings = run_settings(options, config, labels, rows["seconds"][:])
+        checkpoint = last_whole_checkpoint(options.output_dir)
+        if checkpoint is not None:
+            check_settings(settings, options.output_dir)
+    except (RecipeError, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    labels = speaker_numbers(rows)
-    settings = {}
-    if options.recipe is not None:
-        settings = (load_recipe(options.recipe).model or {}).get("speaker_config")
-        if settings is None:
-            parser.error(f"{options.recipe} describes no speaker encoder (model.speaker_config)")
-    config = SpeakerEncoderConfig(**settings, num_speakers=int(labels.max()) + 1)
     torch.manual_seed(options.seed)
     model = SpeakerEncoderModel(config)
     spec = MelSpec.from_dict(config.mel)
@@ -129,7 +186,11 @@ def main(arguments: list[str] | None = None) -> None:
         data_collator=CropCollator(spec, options.crop_seconds, labels),
         batches=SpeakerBatches(labels, options.max_steps * training.world_size, options.batch_size, options.seed),
     )
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(options.output_dir))
+    if trainer.is_world_process_zero():
+        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+        text = json.dumps(settings, indent=1) + "\n"
+        (Path(options.output_dir) / SETTINGS_FILE).write_text(text, encoding="utf-8")
+    trainer.train(resume_from_checkpoint=checkpoint)
     if not trainer.is_world_process_zero():
         return
     # What ships is the embedding network: the class weights name training speakers and serve nobody else.

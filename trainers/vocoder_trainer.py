@@ -176,7 +176,10 @@ class VocoderTrainer(Trainer):
             state = torch.load(os.path.join(checkpoint, DISCRIMINATOR_OPTIMIZER), weights_only=True)
             self.discriminator_optimizer.load_state_dict(state)
         elif self.state.global_step > self.discriminator_settings.start_step:
-            raise FileNotFoundError(
-                f"{checkpoint} is past discriminator start_step {self.discriminator_settings.start_step} but has no "
-                f"{DISCRIMINATOR_WEIGHTS}. Set start_step to {self.state.global_step} or later to start them now."
+            from .recipe import RecipeError  # which reads this module's settings
+
+            raise RecipeError(
+                f"{checkpoint} is past discriminator.start_step={self.discriminator_settings.start_step} but has no "
+                f"{DISCRIMINATOR_WEIGHTS}. Set discriminator.start_step={self.state.global_step} or later to start "
+                "them now."
             )

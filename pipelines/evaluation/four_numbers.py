@@ -18,8 +18,9 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..release import load_checkpoint
-from .held_out import Voices, composite_version, select_rows
+from e2e_tts.trainers.data.devices import add_device_option
+
+from .held_out import Voices, composite_version, load_composite, select_rows
 from .held_out_speech import CONDITIONS, HeldOutSpeaker, add_rendering_options, rendering_settings
 from .judges import load_recogniser
 from .results_folder import write_text
@@ -60,11 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS)
     parser.add_argument("--judge", default="whisper-base-offline", help="a name, owner/model, or a local folder")
     add_rendering_options(parser)
+    add_device_option(parser)
     parser.add_argument("--output", type=Path, help="folder for all that is written; by default nothing is kept")
     options = parser.parse_args(arguments)
     try:
         rows = one_take_each(select_rows(options.data, options.split, [options.source]), options.limit)
-        model = load_checkpoint(options.model)
+        model = load_composite(options.model, device=options.device)
         voices = Voices.built_in(model, options.voice or options.source, len(rows))
         judge = load_recogniser(options.judge)
         speaker = HeldOutSpeaker(model, **rendering_settings(options))

@@ -10,16 +10,19 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import AutoModel
 
 from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.trainers.data.columns import all_vectors, list_lengths, positions_by_number
+from e2e_tts.trainers.data.devices import on_device
 from e2e_tts.trainers.data.speech_data import load_prepared
 
 from ..release import load_checkpoint
 from .results_folder import fingerprint, fingerprint_checkpoint
 
 
-def load_composite(folder: str, modules: Sequence[str] = ()) -> E2ETTSModel:
+def load_composite(folder: str, modules: Sequence[str] = (), device: str = "cpu") -> E2ETTSModel:
     """The complete model in a folder, with single modules replaced by those of NAME=FOLDER entries.
 
-    Raises ValueError for folders that hold something else and for modules that do not fit.
+    Raises ValueError for folders that hold something else, for modules that do not fit, and for a device that is not
+    there.
     """
     model = load_checkpoint(folder)
     for entry in modules:
@@ -27,7 +30,7 @@ def load_composite(folder: str, modules: Sequence[str] = ()) -> E2ETTSModel:
         if not separator or not (Path(place) / "config.json").is_file():
             raise ValueError(f"A module is NAME=FOLDER with the folder of a saved module, got {entry!r}.")
         model.replace_module(name, AutoModel.from_pretrained(place, dtype=torch.float32))
-    return model.eval()
+    return on_device(model.eval(), device)
 
 
 def composite_version(folder: str, modules: Sequence[str] = ()) -> str:
@@ -56,11 +59,16 @@ def select_rows(folders: Sequence[str], split: str, sources: Sequence[str] = (),
     return rows
 
 
+def speakers_of(rows: Dataset) -> list[tuple[str, str]]:
+    """Source and name of each row's speaker."""
+    return list(zip(rows["source"][:], rows["speaker"][:], strict=True))
+
+
 @dataclass
 class Voices:
     """The voice of every held-out row.
 
-    embedding (rows, S): unit vectors. seconds_per_symbol (rows,): speaking rate in seconds per text token.
+    embedding (rows, S): unit vectors, on the CPU. seconds_per_symbol (rows,): speaking rate in seconds per text token.
     alone: number of rows whose speaker has no other clip; they use their own.
     """
 
@@ -71,17 +79,22 @@ class Voices:
     @classmethod
     def of_rows(cls, rows: Dataset, folders: Sequence[str]) -> "Voices":
         """From all *other* clips, of any split, of each row's speaker in the annotated data sets `folders`: no clip
-        tells of itself."""
-        columns = ["id", "speaker", "speaker_embedding", "seconds", "text_ids"]
+        tells of itself. Equal names in two sources are two speakers, as they are in training."""
+        columns = ["id", "source", "speaker", "speaker_embedding", "seconds", "text_ids"]
         if missing := sorted(set(columns) - set(rows.column_names)):
             raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.data.annotate on them first.")
         pool = concatenate_datasets([load_from_disk(folder).select_columns(columns) for folder in folders])
-        ids, speakers = np.asarray(pool["id"][:]), np.asarray(pool["speaker"][:])
-        embeddings = np.asarray(pool["speaker_embedding"][:], dtype=np.float32)
-        rates = np.asarray(pool["seconds"][:]) / np.asarray([max(1, len(ids)) for ids in pool["text_ids"][:]])
+        own = speakers_of(rows)
+        numbers = {speaker: number for number, speaker in enumerate(dict.fromkeys(own))}
+        # Of a large corpus only the speakers that are held out are read.
+        known = np.array([numbers.get(speaker, -1) for speaker in speakers_of(pool)])
+        pool = pool.select(np.flatnonzero(known >= 0))
+        clips = positions_by_number(known[known >= 0])
+        ids, embeddings = np.asarray(pool["id"][:]), all_vectors(pool, "speaker_embedding")
+        rates = np.asarray(pool["seconds"][:]) / np.maximum(1, list_lengths(pool, "text_ids"))
         vectors, speeds, alone = [], [], 0
-        for name, speaker in zip(rows["id"][:], rows["speaker"][:], strict=True):
-            members = np.flatnonzero(speakers == speaker)
+        for name, speaker in zip(rows["id"][:], own, strict=True):
+            members = clips[numbers[speaker]]
             others = members[ids[members] != name]
             alone += not len(others)
             chosen = others if len(others) else members
@@ -97,4 +110,5 @@ class Voices:
         if name not in known:
             raise ValueError(f"Unknown voice {name!r}; the model has {known}.")
         seconds = model.config.voices[name] / model.config.encoder_config.token_rate
-        return cls(model.voice_embeddings[known.index(name)].expand(rows, -1), torch.full((rows,), seconds), 0)
+        embedding = model.voice_embeddings[known.index(name)].cpu()
+        return cls(embedding.expand(rows, -1), torch.full((rows,), seconds), 0)

@@ -24,7 +24,7 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from .audio_files import read_recording
 from .figures import mean_figure
-from .held_out import select_rows
+from .held_out import select_rows, speakers_of
 from .judge_interface import SpeakerJudge
 from .judges import AUTO, load_speaker_judge
 from .results_folder import ResultsFolder, fingerprint, write_text
@@ -46,12 +46,13 @@ class SpeakerVectors:
     def __init__(self, judge: SpeakerJudge, data: Sequence[str], folder: Path) -> None:
         self.judge = judge
         self.pool = concatenate_datasets(
-            [load_from_disk(place).select_columns(["id", "speaker", "audio"]) for place in data]
+            [load_from_disk(place).select_columns(["id", "source", "speaker", "audio"]) for place in data]
         )
         ids = self.pool["id"][:]
         self.rows = {name: index for index, name in enumerate(ids)}
-        self.clips: dict[str, list[str]] = {}
-        for name, speaker in zip(ids, self.pool["speaker"][:], strict=True):
+        # Equal names in two sources are two speakers.
+        self.clips: dict[tuple[str, str], list[str]] = {}
+        for name, speaker in zip(ids, speakers_of(self.pool), strict=True):
             self.clips.setdefault(speaker, []).append(name)
         described = {"name": judge.name, "version": judge.version}
         self.folder = ResultsFolder(folder, {"judge": described, "clips": fingerprint(ids)})
@@ -69,14 +70,17 @@ class SpeakerVectors:
             self.folder.append(VECTORS, [{"name": name, "vector": [float(value) for value in self.known[name]]}])
         return self.known[name]
 
-    def reference(self, name: str, speaker: str) -> np.ndarray:
-        """What speech of a row is compared with. Raises ValueError if none of the speaker's clips can be used."""
+    def reference(self, name: str, speaker: tuple[str, str]) -> np.ndarray:
+        """What speech of a row is compared with. speaker: source and name, as `speakers_of` gives them.
+
+        Raises ValueError if none of the speaker's clips can be used.
+        """
         others = sorted(clip for clip in self.clips[speaker] if clip != name)[:REFERENCE_CLIPS]
         for chosen in (others, [name]):
             vectors = [vector for clip in chosen if (vector := self.vector(clip)) is not None]
             if vectors:
                 return np.mean(vectors, axis=0)
-        raise ValueError(f"The judge {self.judge.name} can use none of {speaker}'s clips.")
+        raise ValueError(f"The judge {self.judge.name} can use none of the clips of {'/'.join(speaker)}.")
 
 
 def embed(judge: SpeakerJudge, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
@@ -103,7 +107,7 @@ def score_similarity(rows: Dataset, audio: Path, judge: SpeakerJudge, vectors: S
     """
     if not audio.is_dir():
         raise NotADirectoryError(f"{audio} is not a folder of speech; run held_out_speech first.")
-    columns = zip(*(rows[column][:] for column in ("id", "speaker", "text")), strict=True)
+    columns = zip(rows["id"][:], speakers_of(rows), rows["text"][:], strict=True)
     scored = [
         {
             "name": f"{index:04d}",

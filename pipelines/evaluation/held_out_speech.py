@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
+from e2e_tts.trainers.data.devices import add_device_option
 from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
 
 from .audio_files import write_speech
@@ -38,7 +39,8 @@ SILENCE_SECONDS = 0.5
 
 @dataclass
 class HeldOutSpeaker:
-    """Renders rows of annotated data. steps, guidance: of the decoder; sampling: of the LM; seed keys every draw."""
+    """Renders rows of annotated data, on the model's device. steps, guidance: of the decoder; sampling: of the LM; seed
+    keys every draw."""
 
     model: E2ETTSModel
     steps: int = SOLVER_STEPS
@@ -51,6 +53,9 @@ class HeldOutSpeaker:
         self.collate = Collator.for_model(self.model.config)
         self.token_rate = self.model.config.encoder_config.token_rate
 
+    def _batch(self, item: dict) -> dict[str, torch.Tensor]:
+        return {name: value.to(self.model.device) for name, value in self.collate([item]).items()}
+
     def recording(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
         """As it is: waveform (samples,)."""
         return item["waveform"]
@@ -58,40 +63,41 @@ class HeldOutSpeaker:
     @torch.no_grad()
     def vocoder(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
         """From the recording's mel: waveform (samples,)."""
-        batch = self.collate([item])
-        return self.model.vocoder(batch.get("mel", batch["input_features"]))[0].numpy()
+        batch = self._batch(item)
+        return self.model.vocoder(batch.get("mel", batch["input_features"]))[0].cpu().numpy()
 
     @torch.no_grad()
     def speech(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
         """From the text: waveform (samples,). Raises SpeechGenerationError for speech that does not end."""
+        device = self.model.device
         result = self.model.generate(
-            torch.tensor([item["text_ids"]]),
-            speaker_embedding=voice[None],
+            torch.tensor([item["text_ids"]], device=device),
+            speaker_embedding=voice[None].to(device),
             tokens_per_symbol=seconds_per_symbol * self.token_rate,
             seed=self.seed + item["index"],
             num_steps=self.steps,
             guidance=self.guidance,
-            ctc_labels=torch.tensor([item["ctc_labels"]]),
+            ctc_labels=torch.tensor([item["ctc_labels"]], device=device),
             **self.sampling,
         )
-        return result["audio"][0, : int(result["audio_lengths"][0])].numpy()
+        return result["audio"][0, : int(result["audio_lengths"][0])].cpu().numpy()
 
     @torch.no_grad()
     def reconstruction(self, item: dict, voice: torch.Tensor, seconds_per_symbol: float) -> np.ndarray:
         """From the recording's own tokens, at its own rate: waveform (samples,)."""
-        model, batch = self.model, self.collate([item])
+        model, batch, voice = self.model, self._batch(item), voice[None].to(self.model.device)
         encoded = model.encoder(batch["input_features"], batch["feature_mask"])
         text = (batch["text_ids"], batch["text_mask"])
-        source = model.decoder_source(encoded.codes, encoded.mask, *text, voice[None], batch["tokens_per_symbol"])
+        source = model.decoder_source(encoded.codes, encoded.mask, *text, voice, batch["tokens_per_symbol"])
         mel = model.decoder.sample(
             source,
             encoded.mask,
-            voice[None],
-            seeds=torch.tensor([self.seed + item["index"]]),
+            voice,
+            seeds=torch.tensor([self.seed + item["index"]], device=model.device),
             num_steps=self.steps,
             guidance=self.guidance,
         )
-        return model.vocoder(mel)[0].numpy()
+        return model.vocoder(mel)[0].cpu().numpy()
 
     def write(
         self, rows: Dataset, voices: Voices, folder: Path, version: str, conditions: Sequence[str] = SPOKEN
@@ -108,6 +114,9 @@ class HeldOutSpeaker:
             "voices": fingerprint(part.numpy().tobytes() for part in (voices.embedding, voices.seconds_per_symbol)),
             **{name: getattr(self, name) for name in ("steps", "guidance", "seed", "sampling")},
         }
+        # Other kinds of devices draw other numbers from a seed.
+        if self.model.device.type != "cpu":
+            settings["device"] = self.model.device.type
         ResultsFolder(folder, settings)
         dataset = SpeechDataset(rows, self.collate.audio_spec)
         rate = self.model.sampling_rate
@@ -167,12 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="number of sentences, spread over the split; by default all")
     parser.add_argument("--conditions", nargs="+", default=list(SPOKEN), choices=CONDITIONS)
     add_rendering_options(parser)
+    add_device_option(parser)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     try:
         rows = select_rows(options.data, options.split, options.sources, options.limit)
         voices = Voices.of_rows(rows, options.data)
-        model = load_composite(options.model, options.module)
+        model = load_composite(options.model, options.module, options.device)
         speaker = HeldOutSpeaker(model, **rendering_settings(options))
         version = composite_version(options.model, options.module)
         failed = speaker.write(rows, voices, options.output, version, options.conditions)

@@ -14,7 +14,7 @@ from .audio_files import AUDIO_SUFFIXES, list_recordings, read_recording
 from .failures import FailureLimits, loudness
 from .judge_interface import Judge, QualityJudge, Recogniser, SpeakerJudge
 from .results_folder import ResultsFolder, fingerprint_clip
-from .utterances import Utterance
+from .utterances import Clip, Utterance
 
 logger = logging.getLogger(__name__)
 
@@ -74,12 +74,20 @@ class SpeakerReferences:
         """
         if self.common:
             return self.common
-        clip = utterance.prompt or (utterance.reference if condition == SPEECH else None)
+        clip = self._clip(utterance, condition)
         if clip is None:
             return None
         if clip.label not in self.vectors:
             self._add(clip.label, self.judge.embed(*read_recording(clip.source)))
         return clip.label
+
+    def has(self, utterance: Utterance, condition: str) -> bool:
+        """Whether there is a speaker to compare with."""
+        return self.common is not None or self._clip(utterance, condition) is not None
+
+    @staticmethod
+    def _clip(utterance: Utterance, condition: str) -> Clip | None:
+        return utterance.prompt or (utterance.reference if condition == SPEECH else None)
 
     def _add(self, label: str, vector: np.ndarray) -> None:
         record = {"name": label, "vector": _rounded(vector)}
@@ -115,16 +123,21 @@ def judge_clips(
     A record has name, clip (a hash of the recording), seconds, peak, rms, transcript, speaker_vector, speaker (the
     vector to compare with, by label), quality, error (why there is nothing to judge) and refusals (what a judge could
     not score, by role). A silent clip is not shown to the recogniser, which would invent words for it: its transcript
-    is empty, as is that of a clip that is missing or cannot be read: leaving it out would reward failure. Raises
-    RuntimeError if the recogniser refuses every clip, since that is no fault of the speech.
+    is empty, as is that of a clip that is missing or cannot be read: leaving it out would reward failure. For the same
+    reason such a clip has a speaker to be compared with, though no vector. Raises RuntimeError if the recogniser
+    refuses every clip, since that is no fault of the speech.
     """
     done = folder.records(RECORDS[condition])
     hashes = {clip.name: fingerprint_clip(clip.source) for clip in clips}
-    waiting = [
-        clip
-        for clip in clips
-        if clip.name not in done or done[clip.name]["refusals"] or done[clip.name]["clip"] != hashes[clip.name]
-    ]
+
+    def is_judged(clip: JudgedClip) -> bool:
+        record = done.get(clip.name)
+        if record is None or record["refusals"] or record["clip"] != hashes[clip.name]:
+            return False
+        # Records of an earlier version do not say whom failed speech should have resembled.
+        return record["speaker"] is not None or not (references and references.has(utterances[clip.name], condition))
+
+    waiting = [clip for clip in clips if not is_judged(clip)]
     for clip in tqdm(waiting, desc=f"judging {condition}s" if condition == RECORDING else "judging speech"):
         record = _judge(clip, utterances[clip.name], condition, judges, references, limits)
         record["clip"] = hashes[clip.name]
@@ -149,15 +162,6 @@ def _judge(
         **dict.fromkeys(("seconds", "peak", "rms", "transcript", "speaker_vector", "speaker", "quality", "error")),
         "refusals": {},
     }
-    try:
-        if clip.source is None:
-            raise ValueError(clip.problem)
-        waveform, sampling_rate = read_recording(clip.source)
-    except ValueError as error:
-        return record | {"error": str(error), "transcript": "" if judges.recogniser else None}
-    record["seconds"] = waveform.size / sampling_rate
-    record["peak"], record["rms"] = loudness(waveform)
-    silent = limits.is_silent(record["peak"], record["rms"])
 
     def ask(role: str, question: Callable[[], Any]) -> Any:
         try:
@@ -167,17 +171,26 @@ def _judge(
             record["refusals"][role] = " ".join(f"{type(error).__name__}: {error}".split())
             return None
 
+    if judges.speaker and references:
+        record["speaker"] = ask("speaker", lambda: references.label(utterance, condition))
+    try:
+        if clip.source is None:
+            raise ValueError(clip.problem)
+        waveform, sampling_rate = read_recording(clip.source)
+    except ValueError as error:
+        return record | {"error": str(error), "transcript": "" if judges.recogniser else None}
+    record["seconds"] = waveform.size / sampling_rate
+    record["peak"], record["rms"] = loudness(waveform)
+    silent = limits.is_silent(record["peak"], record["rms"])
     if judges.recogniser:
         transcribe = judges.recogniser.transcribe
         record["transcript"] = "" if silent else ask("recogniser", lambda: transcribe(waveform, sampling_rate))
     if judges.quality and not silent:
         score = judges.quality.score
         record["quality"] = ask("quality", lambda: _finite(score(waveform, sampling_rate)))
-    if judges.speaker and references and not silent:
+    if record["speaker"] is not None and not silent:
         embed = judges.speaker.embed
-        record["speaker"] = ask("speaker", lambda: references.label(utterance, condition))
-        if record["speaker"] is not None:
-            record["speaker_vector"] = ask("speaker", lambda: _rounded(embed(waveform, sampling_rate)))
+        record["speaker_vector"] = ask("speaker", lambda: _rounded(embed(waveform, sampling_rate)))
     return record
 
 

@@ -66,6 +66,7 @@ class EvaluationReport:
                     "figures": condition.figures,
                     "failure_counts": condition.failure_counts,
                     "word_counts": condition.word_counts,
+                    "failed_left_out": condition.failed_left_out,
                     "rows": [row.to_dict() for row in condition.rows],
                 }
                 for name, condition in self.conditions.items()
@@ -85,7 +86,10 @@ class EvaluationReport:
         for name in names:
             label, percent = self._label(name)
             if label is not None:
-                cells = [_cells(condition.figures.get(name), percent) for condition in conditions]
+                cells = [
+                    _cells(condition.figures.get(name), percent, condition.failed_left_out.get(name, 0))
+                    for condition in conditions
+                ]
                 table.append([label, *(cell for group in cells for cell in group)])
         return table
 
@@ -168,9 +172,10 @@ class EvaluationReport:
         return "\n".join(lines) + "\n"
 
 
-def _cells(figure: dict[str, float] | None, percent: bool) -> list[str]:
+def _cells(figure: dict[str, float] | None, percent: bool, left_out: int = 0) -> list[str]:
     if figure is None:
         return ["", "", ""]
     scale, digits = (100, 1) if percent else (1, 3)
     value, low, high = (f"{scale * figure[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return [value, f"{low} to {high}", str(figure["utterances"])]
+    utterances = str(figure["utterances"]) + (f", {left_out} failed left out" if left_out else "")
+    return [value, f"{low} to {high}", utterances]

@@ -1,68 +1,152 @@
 r"""Is one system better than another on the same sentences? The paired difference of two systems' reports.
 
 python -m e2e_tts.pipelines.evaluation.report_difference --first adapted/speech.json --second plain/speech.json
+python -m e2e_tts.pipelines.evaluation.report_difference --first new/report.json --second old/report.json \
+    --measure similarity
 
-The reports are those of e2e_tts.pipelines.evaluation.scoring or of held_out_similarity, one for each sampling seed, in
-the same order for both systems. Sentences are drawn whole, with all their seeds, and seeds as well where there are
-several: intervals hold 95 % of 2,000 draws.
+The reports are those of e2e_tts.pipelines.evaluation (report.json), of its scoring or of held_out_similarity, one for
+each sampling seed, in the same order for both systems. Sentences are drawn whole, with all their seeds, and seeds as
+well where there are several: intervals hold 95 % of 2,000 draws.
+
+Utterances of report.json are paired by name. One that a judge refused for either system is left out for both and
+counted; speech that failed is not left out, since that would reward failure: it has lost all words and resembles its
+speaker by 0.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .failures import ERROR, SILENCE
+from .judging import CONDITIONS, SPEECH
 from .paired_bootstrap import Interval, Measurements, interval, paired_difference
 
 ERRORS, SIMILARITY = "word error rate, %", "speaker similarity"
+MEASURES = {"words": ERRORS, "similarity": SIMILARITY}
+COLUMNS = {ERRORS: {"words", "edits", "reference"}, SIMILARITY: {"similarity", "reference"}}
+NO_REPORT = "{} is no report of the evaluation, of scoring or of held_out_similarity."
+
+Row = dict[str, Any]
+Ratio = tuple[float, float]
 
 
-def read_report(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """What a report measures, and its rows. Raises ValueError for another file."""
+@dataclass(frozen=True)
+class Report:
+    """What a report measures, and its rows with the `COLUMNS` of that. by_name: of the harness, where a row may hold
+    None."""
+
+    measure: str
+    rows: list[Row]
+    by_name: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The measure, its values for "first", "second" and "difference" (first less second, paired), and how many
+    utterances are in none of them because a judge refused one of the two."""
+
+    measure: str
+    values: dict[str, Interval]
+    left_out: int
+
+
+def read_report(path: Path, condition: str = SPEECH, measure: str | None = None) -> Report:
+    """Reads a report. measure: one of `MEASURES`; by default what the report has, words of the harness's.
+
+    Raises ValueError for another file, and for a report without that condition or measure.
+    """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        measure = SIMILARITY if "similarity" in rows[0] else ERRORS
-        needed = {"reference", "similarity"} if measure is SIMILARITY else {"reference", "edits", "words"}
-        complete = all(needed <= row.keys() for row in rows)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        complete = False
-    if not complete:
-        raise ValueError(f"{path} is no report of scoring or held_out_similarity.")
-    return measure, rows
+        report = json.loads(path.read_text(encoding="utf-8"))
+        by_name = "conditions" in report
+        conditions = report["conditions"] if by_name else {condition: report}
+        rows = conditions[condition]["rows"] if condition in conditions else []
+        rows = [row | {"reference": row["text"]} for row in rows] if by_name else rows
+        measures = [name for name, columns in COLUMNS.items() if all(columns <= row.keys() for row in rows)]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(NO_REPORT.format(path)) from error
+    if by_name and condition not in conditions:
+        raise ValueError(f"{path} has no {condition}, only {', '.join(conditions)}: see --condition.")
+    if not rows or not measures:
+        raise ValueError(NO_REPORT.format(path))
+    chosen = measures[0] if measure is None else MEASURES[measure]
+    if chosen not in measures or all(ratio(row, chosen) is None for row in rows):
+        raise ValueError(f"{path} has no {chosen}; another judge or another report has it: see --measure.")
+    return Report(chosen, rows, by_name)
 
 
-def collect(paths: Sequence[Path]) -> tuple[str, Measurements]:
-    """Reports of one system, one a seed, as ratios by sentence. Raises ValueError for reports of different measures."""
-    reports = [read_report(path) for path in paths]
-    measures = {measure for measure, _ in reports}
-    if len(measures) > 1:
-        raise ValueError("Words and similarity are compared in two calls: give reports of one of them.")
-    measure = measures.pop()
-    records = []
-    for seed, (_, rows) in enumerate(reports):
-        for row in rows:
-            parts = (row["similarity"], 1.0) if measure is SIMILARITY else (100.0 * row["edits"], row["words"])
-            records.append((seed, row["reference"], *parts))
-    return measure, Measurements.collect(records)
+def ratio(row: Row, measure: str) -> Ratio | None:
+    """Numerator and denominator of a row's measure; None where it was not measured."""
+    if measure == SIMILARITY:
+        return None if row["similarity"] is None else (row["similarity"], 1.0)
+    return None if row["words"] is None else (100.0 * row["edits"], row["words"])
 
 
-def compare(first: Sequence[Path], second: Sequence[Path]) -> tuple[str, dict[str, Interval]]:
-    """The measure, and its value for "first", for "second" and for "difference" (first less second, paired).
+def ratios_by_name(first: Report, second: Report) -> dict[str, tuple[str, Ratio | None, Ratio | None]]:
+    """Name -> sentence, and what both systems have for it. Raises ValueError for different utterances."""
+    ours, theirs = ({row["name"]: row for row in report.rows} for report in (first, second))
+    if odd := [
+        name
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name, {}).get("reference") != theirs.get(name, {}).get("reference")
+    ]:
+        raise ValueError(f"A comparison needs the same sentences; {odd[:3]} are in one report alone or differ in text.")
+    paired = {}
+    for name, row in ours.items():
+        rows, found = (row, theirs[name]), [ratio(item, first.measure) for item in (row, theirs[name])]
+        if first.measure == SIMILARITY and any(found):
+            # A report of an earlier version has no similarity of failed speech, though there is one to compare with.
+            failed = [bool({ERROR, SILENCE} & set(item["failures"])) for item in rows]
+            found = [(0.0, 1.0) if known is None and lost else known for known, lost in zip(found, failed, strict=True)]
+        paired[name] = (row["reference"], *found)
+    return paired
+
+
+def compare(
+    first: Sequence[Path], second: Sequence[Path], condition: str = SPEECH, measure: str | None = None
+) -> Comparison:
+    """Compares two systems, each with one report a seed. condition: of the harness's reports; measure: `read_report`'s.
 
     Raises ValueError for files that are no reports, of different measures, sentences or numbers of seeds.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} reports: give one a seed for both systems, in one order.")
-    (measure, ours), (other_measure, theirs) = collect(first), collect(second)
-    if measure != other_measure:
-        raise ValueError(f"One side has {measure}, the other {other_measure}: give reports of one of them.")
-    return measure, {
-        "first": interval(ours),
-        "second": interval(theirs),
-        "difference": paired_difference(ours, theirs),
-    }
+    sides = [[read_report(path, condition, measure) for path in paths] for paths in (first, second)]
+    measures = [{report.measure for report in side} for side in sides]
+    if max(map(len, measures)) > 1:
+        raise ValueError("Words and similarity are compared in two calls: give reports of one of them.")
+    if measures[0] != measures[1]:
+        raise ValueError(f"One side has {min(measures[0])}, the other {min(measures[1])}: name one with --measure.")
+    kinds = {report.by_name for side in sides for report in side}
+    if len(kinds) > 1:
+        raise ValueError("A report.json of the evaluation is compared with another one, not with one of scoring.")
+    (chosen,) = measures[0]
+    seeds = list(zip(*sides, strict=True))
+    left_out: set[str] = set()
+    if kinds == {True}:
+        paired = [ratios_by_name(*pair) for pair in seeds]
+        # A sentence must be there with all its seeds, or not at all.
+        left_out = {name for pairs in paired for name, (_, *found) in pairs.items() if None in found}
+        records = [
+            [
+                (seed, sentence, *found[side])
+                for seed, pairs in enumerate(paired)
+                for name, (sentence, *found) in pairs.items()
+                if name not in left_out
+            ]
+            for side in range(2)
+        ]
+    else:
+        records = [
+            [(seed, row["reference"], *ratio(row, chosen)) for seed, report in enumerate(side) for row in report.rows]
+            for side in sides
+        ]
+    ours, theirs = map(Measurements.collect, records)
+    values = {"first": interval(ours), "second": interval(theirs), "difference": paired_difference(ours, theirs)}
+    return Comparison(chosen, values, len(left_out))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -73,15 +157,21 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--first", type=Path, nargs="+", required=True, help="JSON reports, one a seed")
     parser.add_argument("--second", type=Path, nargs="+", required=True, help="the same of the other system")
+    parser.add_argument(
+        "--measure", choices=tuple(MEASURES), help="by default what the reports have, of report.json the words"
+    )
+    parser.add_argument("--condition", choices=CONDITIONS, default=SPEECH, help="of report.json")
     options = parser.parse_args(arguments)
     try:
-        measure, values = compare(options.first, options.second)
+        comparison = compare(options.first, options.second, options.condition, options.measure)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    digits = 3 if measure is SIMILARITY else 1
-    print(f"| {measure} | | 95 % interval |\n|---|---|---|")
-    for name, value in values.items():
-        print(f"| {name} | {value.value:.{digits}f} | {value.low:.{digits}f} to {value.high:.{digits}f} |")
+    digits = 3 if comparison.measure is SIMILARITY else 1
+    print(f"| {comparison.measure} | | 95 % interval |\n|---|---|---|")
+    for name, figure in comparison.values.items():
+        print(f"| {name} | {figure.value:.{digits}f} | {figure.low:.{digits}f} to {figure.high:.{digits}f} |")
+    if comparison.left_out:
+        print(f"\n{comparison.left_out} utterances left out: a judge refused them for one of the two systems.")
 
 
 if __name__ == "__main__":

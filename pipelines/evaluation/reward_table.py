@@ -31,6 +31,8 @@ from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
+from e2e_tts.trainers.data.columns import all_vectors
+from e2e_tts.trainers.data.devices import add_device_option
 from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
 from e2e_tts.trainers.stage_trainers import edit_distance
 
@@ -59,6 +61,11 @@ class Utterance:
     measures: dict[str, tuple[float, float]] = field(default_factory=dict)
     emotion: int = UNLABELLED
     emotion_heard: int = UNLABELLED
+
+    @property
+    def voice(self) -> str:
+        """Whose it is: equal names in two sources are two speakers."""
+        return f"{self.source}/{self.speaker}"
 
 
 # --- measures of the reward model's heads ------------------------------------------------------------------------
@@ -144,7 +151,8 @@ def emotion_names(model: E2ETTSModel, names: Sequence[str]) -> list[str]:
 
 
 class HeldOutMeasurement:
-    """Runs a composite on held-out rows. steps, guidance: of the decoder's sampling; seed keys its noise."""
+    """Runs a composite on held-out rows, on its device. steps, guidance: of the decoder's sampling; seed keys its
+    noise."""
 
     def __init__(
         self,
@@ -174,10 +182,12 @@ class HeldOutMeasurement:
             measured, vector = self._batch(items, voice)
             utterances += measured
             vectors.append(vector)
-        return utterances, None if vectors[0] is None else torch.cat(vectors).numpy()
+        return utterances, None if vectors[0] is None else torch.cat(vectors).cpu().numpy()
 
     def _batch(self, items: list[dict], voice: torch.Tensor) -> tuple[list[Utterance], torch.Tensor | None]:
-        model, batch = self.model, self.collate(items)
+        model = self.model
+        batch = {name: value.to(model.device) for name, value in self.collate(items).items()}
+        voice = voice.to(model.device)
         encoded = model.encoder(batch["input_features"], batch["feature_mask"])
         text, rate = (batch["text_ids"], batch["text_mask"]), batch["tokens_per_symbol"]
         logits = model.lm(*text, encoded.codes, encoded.mask, None, voice, rate).logits
@@ -238,7 +248,7 @@ class RewardTable:
         }
         lines = [
             f"{len(self.utterances)} utterances, {len({row.sentence for row in self.utterances})} sentences, "
-            f"{len({row.speaker for row in self.utterances})} speakers",
+            f"{len({row.voice for row in self.utterances})} speakers",
             "",
         ]
         cells = []
@@ -274,7 +284,7 @@ def make_table(
             figures[name] = interval(Measurements.collect(records), resamples=resamples, seed=seed)
         else:
             notes.append(f"No {name}: the model has no such head.")
-    speakers = [row.speaker for row in utterances]
+    speakers = [row.voice for row in utterances]
     for name, rows in (("speaker_equal_error_rate", vectors), ("speaker_equal_error_rate_of_teacher", teacher)):
         rate = None if rows is None else speaker_error(rows, speakers, min(resamples, 200), seed)
         if rate is None:
@@ -306,6 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--emotions", nargs="*", default=[], help="names of the SER classes, in their order")
     parser.add_argument("--steps", type=int, default=SOLVER_STEPS, help="of the decoder")
     parser.add_argument("--guidance", type=float, default=0.7)
+    add_device_option(parser)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the decoder's noise and of the bootstrap")
     parser.add_argument("--output", type=Path, required=True, help="folder for reward_table.json and reward_table.md")
@@ -314,14 +325,14 @@ def main(arguments: list[str] | None = None) -> None:
         rows = select_rows(options.data, options.split, options.sources, options.limit)
         voices = Voices.of_rows(rows, options.data)
         measure = HeldOutMeasurement(
-            load_composite(options.model, options.module),
+            load_composite(options.model, options.module, options.device),
             steps=options.steps,
             guidance=options.guidance,
             emotions=options.emotions,
             seed=options.seed,
         )
         utterances, vectors = measure(rows, voices)
-        teacher = np.asarray(rows["speaker_embedding"][:], dtype=np.float32)
+        teacher = all_vectors(rows, "speaker_embedding")
         teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
         settings = vars(options) | {"output": str(options.output), "rows_with_own_voice": voices.alone}
         table = make_table(utterances, vectors, teacher, settings, options.resamples, options.seed)

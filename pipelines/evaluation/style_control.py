@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from e2e_tts.modeling import SpeechGenerationError
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
 from e2e_tts.modeling.styles import RATE, RATE_SPEEDS
+from e2e_tts.trainers.data.devices import add_device_option
 from e2e_tts.trainers.data.speech_data import SpeechDataset
 from e2e_tts.trainers.data.style_labels import MEASURED
 from e2e_tts.trainers.data.style_signal import SAMPLING_RATE, measure_style
@@ -133,12 +134,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="number of sentences, spread over the split; by default all")
     parser.add_argument("--styles", nargs="*", metavar="NAME", help="by default all that can be measured")
     parser.add_argument("--steps", type=int, default=SOLVER_STEPS, help="of the decoder")
+    add_device_option(parser)
     parser.add_argument("--resamples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="of the synthesis and of the bootstrap")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     options = parser.parse_args(arguments)
     try:
-        model = load_composite(options.model)
+        model = load_composite(options.model, device=options.device)
         known = measured_styles(model.config.styles, model.lm.config.text_positions == "aligned")
         wanted = known if options.styles is None else options.styles
         if unknown := sorted(set(wanted) - set(known)) or (not known and ["any"]):

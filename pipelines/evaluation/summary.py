@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .failures import ERROR, FailureLimits
+from .failures import ERROR, SILENCE, FailureLimits
 from .metrics import (
     DurationRatio,
     MeanOpinionScore,
@@ -46,6 +46,11 @@ class EvaluatedRow:
         return self.edits / self.words if self.words else None
 
     @property
+    def has_no_speech(self) -> bool:
+        """Whether the clip is missing, cannot be read or is silent."""
+        return ERROR in self.failures or SILENCE in self.failures
+
+    @property
     def badness(self) -> tuple:
         """Sorts the worst first: what is missing, then by error rate, failures, and lack of similarity."""
         return (self.error is None, -(self.error_rate or 0.0), -len(self.failures), self.similarity or 0.0)
@@ -67,12 +72,16 @@ class Statistics:
 
 @dataclass
 class Condition:
-    """The rows of the speech or of the recordings, in the order of the test set, and their figures by name."""
+    """The rows of the speech or of the recordings, in the order of the test set, and their figures by name.
+
+    failed_left_out: how many clips without speech a figure could not count, by its name, where there are some.
+    """
 
     rows: list[EvaluatedRow]
     figures: dict[str, dict[str, float]]
     failure_counts: dict[str, int]
     word_counts: dict[str, int]
+    failed_left_out: dict[str, int] = field(default_factory=dict)
 
 
 def summarise(
@@ -87,7 +96,9 @@ def summarise(
 
     `records` are the judges' (see `judge_clips`), `spoken` those of synthesis (empty if it was not ours), `vectors` the
     speakers' by label, and `reference_seconds` the durations of recordings to compare with, where there are some. What
-    a judge refused is left out of that judge's figures.
+    a judge refused is left out of that judge's figures. A clip that is missing, cannot be read or is silent has lost
+    its words and resembles its speaker by 0: leaving it out would reward failure. Quality has no such value, since
+    opinion scores are of speech: those clips are left out and counted beside the figure.
     """
     chosen = [item for item in utterances if item.name in records]
     rows = [_row(item, records[item.name], spoken.get(item.name), reference_seconds.get(item.name)) for item in chosen]
@@ -114,16 +125,23 @@ def summarise(
             pair = (np.asarray(record["speaker_vector"]), np.asarray(vectors[record["speaker"]]))
             row.similarity = cosine(*pair)
             pairs.append(pair)
+        elif record["speaker"] is not None and row.has_no_speech:
+            row.similarity = 0.0
+            pairs.append((np.zeros(0), np.asarray(vectors[record["speaker"]])))
     if pairs:
         first, second = zip(*pairs, strict=True)
         metric = SpeakerSimilarity(keep_in_memory=True)
         figures |= metric.compute(predictions=list(first), references=list(second), **draw)
 
     scored = [row.quality for row in rows if row.quality]
+    unscored = sum(row.has_no_speech for row in rows)
+    left_out: dict[str, int] = {}
     for scale in scored[0] if scored else ():
         metric = MeanOpinionScore(keep_in_memory=True)
         result = metric.compute(predictions=[scores[scale] for scores in scored], **draw)
         figures[f"quality_{scale}"] = result["opinion_score"]
+        if unscored:
+            left_out[f"quality_{scale}"] = unscored
 
     timed = [row for row in rows if row.duration_ratio is not None]
     if timed:
@@ -142,7 +160,7 @@ def summarise(
     failures = SpeechFailures(keep_in_memory=True).compute(predictions=[row.failures for row in rows], **draw)
     failure_counts = failures.pop("counts")
     figures |= {f"failures_{kind}": figure for kind, figure in failures.items()}
-    return Condition(rows, figures, failure_counts, counts)
+    return Condition(rows, figures, failure_counts, counts, left_out)
 
 
 def _row(utterance: Utterance, record: Record, spoken: Record | None, reference_seconds: float | None) -> EvaluatedRow:

@@ -31,6 +31,7 @@ from transformers import AutoModel
 
 import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 from e2e_tts.modeling.modeling_speech_encoder import SpeechEncoderModel
+from e2e_tts.trainers.data.devices import add_device_option, on_device
 from e2e_tts.trainers.data.vocoder_data import read_audio
 
 from .held_out import select_rows
@@ -297,15 +298,16 @@ def plot(reports: Sequence[TokenStatistics], folder: Path) -> None:
 # --- tokens of a checkpoint --------------------------------------------------------------------------------------
 
 
-def load_encoder(folder: str) -> SpeechEncoderModel:
-    """The tokenizer in a folder: of a complete model, or saved alone. Raises ValueError for anything else."""
+def load_encoder(folder: str, device: str = "cpu") -> SpeechEncoderModel:
+    """The tokenizer in a folder: of a complete model, or saved alone. Raises ValueError for anything else, and for a
+    device that is not there."""
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     model = model.encoder if model.config.model_type == "e2e_tts" else model
     if model.config.model_type != "e2e_tts_speech_encoder":
         raise ValueError(f"{folder} holds a model of type {model.config.model_type!r}, which gives no speech tokens.")
-    return model
+    return on_device(model, device)
 
 
 @torch.no_grad()
@@ -313,11 +315,12 @@ def tokenize(encoder: SpeechEncoderModel, rows: Dataset, batch_size: int = 8) ->
     """Code indices of every row of prepared speech, resampled to the tokenizer's rate where needed."""
     sequences = []
     for start in range(0, len(rows), batch_size):
-        audio = rows[start : start + batch_size]["audio"]
-        clips = [torch.from_numpy(read_audio(clip, encoder.config.mel["sampling_rate"])) for clip in audio]
+        rate, recordings = encoder.config.mel["sampling_rate"], rows[start : start + batch_size]["audio"]
+        clips = [torch.from_numpy(read_audio(recording, rate)) for recording in recordings]
         lengths = torch.tensor([len(clip) for clip in clips])
-        encoded = encoder.encode(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True), lengths)
-        sequences += [ids[mask].numpy() for ids, mask in zip(encoded.ids, encoded.mask, strict=True)]
+        audio = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        encoded = encoder.encode(audio.to(encoder.device), lengths.to(encoder.device))
+        sequences += [ids[mask].cpu().numpy() for ids, mask in zip(encoded.ids, encoded.mask, strict=True)]
     return sequences
 
 
@@ -334,6 +337,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--sources", nargs="*", default=[], help="by default all")
     parser.add_argument("--limit", type=int, help="number of utterances, spread over the split; by default all")
+    add_device_option(parser)
     parser.add_argument("--resamples", type=int, default=200, help="halves drawn for the intervals")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSON, the Markdown and the plots")
@@ -345,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
             name, separator, folder = entry.partition("=")
             if not separator or name in tokenizers:
                 raise ValueError(f"--model is NAME=FOLDER with a name of its own, got {entry!r}.")
-            encoder = load_encoder(folder)
+            encoder = load_encoder(folder, options.device)
             tokenizers[name], levels[name] = tokenize(encoder, rows), encoder.config.levels
         reports, differences = compare(tokenizers, levels, options.resamples, options.seed)
     except (ValueError, OSError) as error:

@@ -150,3 +150,5 @@ def test_overrides_reach_their_stage_and_rows_win():
     assert first.recipe["losses"]["lm"] == 0.7 and second.recipe["losses"]["lm"] == 1.0
     assert plan.cell("other", 0).runs[0].recipe["losses"]["lm"] == 5.0
     assert plan.measure.limit == 4 and plan.measure.sources == ["a", "b"]
+    with pytest.raises(PlanError, match=r"'measure:sources=\[a,' has no YAML value: quote"):
+        parse_plan(MINIMAL | {"rows": rows}, ["measure:sources=[a,", "b]"])

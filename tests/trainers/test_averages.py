@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from stages import make_folders, stage_recipe, trainer_losses
+from stages import LORA, make_folders, stage_recipe, trainer_losses
 from torch import nn
 from transformers import AutoModel
 
@@ -78,6 +78,26 @@ def test_a_resumed_run_goes_on_with_both(folders, tmp_path):
     for module, members in whole.averages.averages.items():
         for name, value in members.items():
             assert torch.equal(value, resumed.averages.averages[module][name]), name
+
+
+@pytest.mark.parametrize("changes", [{}, LORA], ids=["whole", "LoRA"])
+def test_the_best_model_is_one_checkpoint(changes, folders, tmp_path):
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "greater_is_better": True}
+    # The first evaluation is the best one: the metric wanted is the highest loss.
+    stage = "component" if changes else "joint"
+    recipe = stage_recipe(stage, folders, ema={"decoder": 0.5}, **changes, arguments={**FAST, **best})
+    trainer = build_trainer(recipe, str(tmp_path))
+    trainer.train()
+    found = trainer.state.best_model_checkpoint
+    assert found != str(tmp_path / f"checkpoint-{trainer.state.global_step}")
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(max(evaluated.values()), rel=1e-6)
+    trainer.save_final(tmp_path / "final")
+    for file in (tmp_path / "final").rglob("*.safetensors"):
+        stored = load_file(f"{found}/{file.relative_to(tmp_path / 'final')}")
+        assert all(torch.equal(value, stored[name]) for name, value in load_file(file).items()), file
+    kept = load_file(f"{found}/{LEARNING_WEIGHTS}")
+    assert all(torch.equal(value, trainer.averages.learning["decoder"][name]) for name, value in kept.items())
 
 
 def test_averages_can_begin_with_a_resumed_run_but_not_be_dropped(folders, tmp_path):

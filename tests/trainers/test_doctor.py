@@ -33,7 +33,7 @@ def test_a_recipe_that_trains(folders, tmp_path, capsys):
     changes = {"ema": {"decoder": 0.9}, "samples": {"every": 1}, "arguments": {"max_steps": 720}}
     assert examine(recipe_values("joint", folders, **changes), tmp_path, "--steps", "3") == 0
     text = capsys.readouterr().out
-    assert "[problem]" not in text and text.endswith("ready\n")
+    assert "[problem]" not in text and "[warning]" not in text and text.endswith("ready\n")
     assert "720 steps on cpu" in text and "levels [4, 3, 3] and 25 tokens a second" in text
     assert re.search(r"first: 6 rows, 0.00 h, share 0.67, read \d+\.\d times", text)
     assert re.search(r"share of padding \d+\.\d%", text) and "3 steps, loss" in text
@@ -102,6 +102,14 @@ def test_a_weighted_loss_that_is_not_there_is_told(folders, tmp_path, capsys):
     values = recipe_values("joint", folders, losses={"lm": 0.1, "asr": 1.0, "flow": 1.0, "ser": 1.0})
     assert examine(values, tmp_path, "--steps", "2") == 0
     assert re.search(r"\[warning\] losses +ser ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("look, code, kind", [(False, 1, "problem"), (True, 0, "warning")])
+def test_weights_that_no_loss_reaches_are_told(look, code, kind, folders, tmp_path, capsys):
+    changes = {"train": ["decoder"], "losses": {"prior": 1.0}, "arguments": {"ddp_find_unused_parameters": look}}
+    assert examine(recipe_values("component", folders, **changes), tmp_path, "--steps", "2") == code
+    text = capsys.readouterr().out
+    assert re.search(rf"\[{kind}\] +losses +no loss reaches \d+ of the weights of decoder that learn, \S+ among", text)
 
 
 def test_a_model_too_large_for_the_machine_is_not_built(folders, tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from e2e_tts.modeling import E2ETTSConfig
+from e2e_tts.trainers import ablation, convert_pretrained, doctor, memory_budget, train
 from e2e_tts.trainers.recipe import RECIPE_FOLDER, RecipeError, VocoderRecipe, load_recipe, parse_recipe
 
 MINIMAL = {"train": ["lm"], "init": "somewhere", "losses": {"lm": 1.0}}
@@ -57,6 +58,10 @@ def test_defaults():
         ({"init": 5}, r"recipe\.init must be a text, got 5"),
         ({"predict_from": "hiden"}, "predict_from must be codes or hidden"),
         ({"max_grad_norms": {"lm": 1.0}, "arguments": {"max_grad_norm": 0}}, r"needs arguments\.max_grad_norm above 0"),
+        ({"max_grad_norms": {"lm": 0}}, r"max_grad_norms\.lm must be above 0, got 0.*1e9"),
+        ({"arguments": {"per_device_train_batch_size": 4}}, r"_batch_size says nothing .*data\.seconds_per_"),
+        ({"arguments": {"num_train_epochs": 2}}, r"num_train_epochs says nothing.*arguments\.max_steps"),
+        ({"losses": {1: 2.0}}, "entry 1 in recipe.losses; known: asr"),
         ({"init": None, "model": {}, "text_vocab_size": 141}, r"without init set model\.lm_config"),
     ],
 )
@@ -81,6 +86,43 @@ def test_overrides(tmp_path):
         load_recipe(str(file), ["init.x=1"])
     with pytest.raises(RecipeError, match=r"'lmm' in .*mine\.yaml\.losses"):
         load_recipe(str(file), ["losses.lmm=1"])
+
+
+def test_what_is_no_yaml_or_no_mapping_is_refused(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    # What a shell makes of --set data.folders=[a, b], and a value with a colon.
+    for override in ("data.folders=[a,", "init=a: b: c"):
+        with pytest.raises(RecipeError, match=r'has no YAML value.*Quote.*--set "data\.folders=\[a, b\]"'):
+            load_recipe(str(file), [override, "b]"])
+    with pytest.raises(RecipeError, match=r"got 'b\]'\. Quote one that has spaces"):
+        load_recipe(str(file), ["b]"])
+    broken = {"- train": r"must hold a mapping .*got \['train'\]", "train: [lm": "mine.yaml is not YAML"}
+    for text, message in broken.items():
+        file.write_text(text)
+        for overrides in ([], ["kl=0.1"]):
+            with pytest.raises(RecipeError, match=message):
+                load_recipe(str(file), overrides)
+    with pytest.raises(RecipeError, match="recipe must be a mapping"):
+        parse_recipe(["train"])
+
+
+@pytest.mark.parametrize("command", [train, doctor, memory_budget, convert_pretrained, ablation])
+def test_set_may_be_given_more_than_once(command, monkeypatch, tmp_path):
+    seen = []
+
+    def look(name: str, overrides: list[str]) -> None:
+        seen.append((name, overrides))
+        raise RecipeError("seen")
+
+    monkeypatch.setattr(command, "load_plan" if command is ablation else "load_recipe", look)
+    options = {train: ["--output_dir", str(tmp_path)], convert_pretrained: ["--lm", "x", "--output", str(tmp_path)]}
+    options[ablation] = ["--output", str(tmp_path)]
+    name = ["--plan" if command is ablation else "--recipe", "small"]
+    for _ in range(2):  # the defaults are not written to
+        with pytest.raises(SystemExit):
+            command.main([*name, *options.get(command, []), "--set", "a=1", "b=2", "--set", "c=3"])
+    assert seen == [("small", ["a=1", "b=2", "c=3"])] * 2
 
 
 def test_unknown_recipe_names_the_near_ones():

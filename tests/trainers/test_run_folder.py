@@ -7,6 +7,8 @@ import pytest
 
 from e2e_tts.trainers.recipe import RecipeError, VocoderRecipe, load_recipe
 from e2e_tts.trainers.run_folder import (
+    ACCUMULATION,
+    LAUNCH_FILE,
     check_recipe,
     flatten,
     last_whole_checkpoint,
@@ -53,14 +55,46 @@ def test_a_fresh_run_never_meets_the_checkpoints_of_the_one_before(tmp_path):
 @pytest.mark.parametrize("name", ["small_joint", "small_end_to_end", "small_finetune_voice", "small_vocoder"])
 def test_a_run_goes_on_with_its_own_recipe_only(name, tmp_path):
     recipe = load_recipe(name)
-    check_recipe(recipe, tmp_path)  # nothing known of the run
-    record_recipe(recipe, tmp_path)
-    check_recipe(recipe, tmp_path)
-    check_recipe(load_recipe(name, ["arguments.max_steps=7", "arguments.save_steps=9"]), tmp_path)
+    check_recipe(recipe, tmp_path, 1)  # nothing known of the run
+    record_recipe(recipe, tmp_path, 1)
+    check_recipe(recipe, tmp_path, 1)
+    harmless = ["max_steps=7", "save_steps=9", "eval_steps=3", "per_device_eval_batch_size=2"]
+    harmless += ["dataloader_num_workers=2", "dataloader_pin_memory=false"]
+    harmless += ["activation_checkpointing=true", "gradient_checkpointing=true"]
+    check_recipe(load_recipe(name, [f"arguments.{entry}" for entry in harmless]), tmp_path, 1)
     other = load_recipe(name, ["arguments.learning_rate=1e-5"])
     change = rf"arguments\.learning_rate is 1e-05, was {recipe.arguments['learning_rate']}"
     with pytest.raises(RecipeError, match=rf"{change}\. .*--output_dir.*--fresh"):
-        check_recipe(other, tmp_path)
+        check_recipe(other, tmp_path, 1)
+
+
+def test_a_step_keeps_its_number_of_batches(tmp_path):
+    accumulating = {count: load_recipe("paper_joint", [f"{ACCUMULATION}={count}"]) for count in (1, 2, 3)}
+    record_recipe(load_recipe("paper_joint"), tmp_path, 8)
+    check_recipe(accumulating[1], tmp_path, 8)
+    check_recipe(accumulating[2], tmp_path, 4)
+    with pytest.raises(RecipeError, match=rf"8 batches.* of 4 \(4 x 1\).*8 processes.* or with 4 and {ACCUMULATION}=2"):
+        check_recipe(accumulating[1], tmp_path, 4)
+    with pytest.raises(RecipeError, match=rf"of 9 \(3 x 3\)\. Go on with 8 processes and {ACCUMULATION}=1, name ano"):
+        check_recipe(accumulating[3], tmp_path, 3)
+    record_recipe(accumulating[2], tmp_path, 4)
+    check_recipe(accumulating[1], tmp_path, 8)
+    # A run of a version that did not write its processes down.
+    (tmp_path / LAUNCH_FILE).unlink()
+    check_recipe(accumulating[2], tmp_path, 16)
+    with pytest.raises(RecipeError, match="16 batches"):
+        check_recipe(accumulating[1], tmp_path, 8)
+
+
+def test_discriminators_may_begin_later(tmp_path):
+    started, later = (load_recipe("small_vocoder", [f"discriminator.start_step={step}"]) for step in (600, 900))
+    narrow = ["discriminator.period_channels=[4, 4, 4, 4]"]
+    record_recipe(started, tmp_path, 1)
+    check_recipe(later, tmp_path, 1)
+    with pytest.raises(RecipeError, match=r"discriminator\.period_channels"):
+        check_recipe(load_recipe("small_vocoder", narrow), tmp_path, 1)
+    record_recipe(load_recipe("small_vocoder", ["discriminator.start_step=null"]), tmp_path, 1)
+    check_recipe(load_recipe("small_vocoder", narrow), tmp_path, 1)
 
 
 def test_nested_entries_have_joined_names():

@@ -148,7 +148,7 @@ def test_each_module_is_clipped_by_itself(folders, tmp_path):
         parameter.grad = torch.randn(parameter.shape, generator=generator) if parameter.requires_grad else None
 
     def norm(*modules: str) -> float:
-        parameters = [p for name in modules for p in getattr(trainer.composite, name).parameters()]
+        parameters = [p for name in modules for p in getattr(trainer.composite, name).parameters() if p.requires_grad]
         return float(torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in parameters])))
 
     before = norm("encoder", "reward", "lm", "decoder")

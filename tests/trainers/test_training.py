@@ -8,8 +8,9 @@ from stages import STAGES, STEPS, make_folders, stage_recipe, trainer_losses
 from transformers import AutoModel, TrainerCallback
 
 from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.trainers.loss_log import named_losses, rows_of_loss, token_statistics
 from e2e_tts.trainers.recipe import RecipeError
-from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance, token_statistics
+from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance
 from e2e_tts.trainers.train import build_trainer
 
 STOP = 3
@@ -122,6 +123,69 @@ def test_accumulated_batches_are_averaged(folders, tmp_path):
         total = sum(weight * losses[name] for name, weight in weights.items())
         total -= weights["loss_lm"] * losses["loss_lm"] * (1 - step / 4)  # the ramp
         assert losses["loss"] == pytest.approx(total, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    "stage, changes, frozen",
+    [
+        ("joint", {"losses": {"lm": 0.1, "asr": 1.0, "spk": 1.0, "flow": 1.0}}, {"reward.emotion_head"}),
+        (
+            "component",
+            {"train": ["reward"], "losses": {"asr": 1.0}},
+            {f"reward.{name}" for name in ("speaker_head", "emotion_head", "pooling.score")},
+        ),
+        ("component", {"train": ["reward"], "losses": {"ser": 1.0}}, {"reward.speaker_head", "reward.ctc_head"}),
+        ("end_to_end", {"train": ["lm"], "losses": {}, "predicted_losses": {"asr": 1.0}, "kl": 0.0}, {"lm.end_head"}),
+        ("end_to_end", {"train": ["lm"], "losses": {}, "predicted_losses": {"asr": 1.0}, "kl": 0.1}, set()),
+    ],
+)
+def test_heads_without_a_loss_do_not_learn_and_all_else_does(stage, changes, frozen, folders, tmp_path):
+    trainer = trainer_of(stage, folders, str(tmp_path), **changes, arguments={"max_steps": 1})
+    trainer.train()
+    reached = set(trainer.optimizer.state)
+    for module in trainer.recipe.train:
+        for name, parameter in getattr(trainer.composite, module).named_parameters():
+            head = f"{module}.{name.rpartition('.')[0]}"
+            assert (parameter in reached) is parameter.requires_grad is (head not in frozen), name
+
+
+def test_the_weighted_loss_of_held_out_rows(folders, tmp_path):
+    trainer = trainer_of("end_to_end", folders, str(tmp_path), arguments={"per_device_eval_batch_size": 2})
+    metrics = trainer.evaluate()
+    total = sum(weight * metrics[f"eval_{name}"] for name, weight in trainer.full_weights().items())
+    assert metrics["eval_loss"] == pytest.approx(total) and "predicted_loss_asr" in trainer.full_weights()
+    whole = trainer_of("end_to_end", folders, str(tmp_path)).evaluate()
+    assert metrics == pytest.approx(whole, rel=1e-4, abs=1e-6)
+
+
+def test_losses_are_means_over_the_batches_that_have_labels(folders, tmp_path):
+    trainer = trainer_of("joint", folders, str(tmp_path), losses={"asr": 1.0, "ser": 1.0})
+    model, batches = trainer.model.eval(), []
+    for rows, labels in (((0, 1), [0, -100]), ((2, 3), [-100, -100])):
+        inputs = trainer.data_collator([trainer.train_dataset[row] for row in rows])
+        inputs = trainer.draw_inputs(inputs, 0) | {"emotion_labels": torch.tensor(labels)}
+        with torch.no_grad():
+            output = model(**inputs, **trainer.model_options(0))
+        batches.append((named_losses(output), inputs, output))
+    (first, *_), (second, *_) = batches
+    assert second["loss_ser"] == 0.0 and [rows_of_loss("loss_ser", inputs) for _, inputs, _ in batches] == [1, 0]
+    for batch in batches:
+        trainer.loss_log.add(*batch)
+    logged = trainer.loss_log.take(trainer.accelerator)
+    assert logged["loss_ser"] == pytest.approx(first["loss_ser"], abs=1e-5)
+    assert logged["loss_asr"] == pytest.approx((first["loss_asr"] + second["loss_asr"]) / 2, abs=1e-5)
+    assert trainer.loss_log.take(trainer.accelerator) == {}
+    trainer.loss_log.add(*batches[1])
+    assert "loss_ser" not in trainer.loss_log.take(trainer.accelerator)
+
+
+def test_arguments_of_the_loader_reach_it(folders, tmp_path):
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 3}
+    loader = trainer_of("joint", folders, str(tmp_path), arguments=workers).get_train_dataloader()
+    assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (1, True, 3)
+    assert loader.pin_memory is False  # there is no GPU
+    alone = {"dataloader_persistent_workers": True}
+    assert not trainer_of("joint", folders, str(tmp_path), arguments=alone).get_train_dataloader().persistent_workers
 
 
 def test_text_dropout_hides_whole_texts_from_the_lm(folders, tmp_path):

@@ -23,6 +23,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, disab
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 
 from .part_store import Pace, PartStore
+from .provenance import ANNOTATION, KEY, SPEAKER_ENCODER, TEXT_TOKENIZER, tokenizer_fingerprint, weights_fingerprint
 from .teacher_labels import EmotionTeacher, SpeakerTeacher
 from .text_tokens import PHONEMES, TOKENIZER_HELP, load_processor, text_tokens
 from .vocoder_data import read_audio
@@ -76,6 +77,14 @@ class Annotator:
             "refused": "",
         }
 
+    def fingerprints(self) -> dict[str, str | None]:
+        """Of what makes tokens and embeddings; None for embeddings that the corpus brings."""
+        teacher = self.speaker_teacher
+        return {
+            TEXT_TOKENIZER: tokenizer_fingerprint(self.processor),
+            SPEAKER_ENCODER: None if teacher is None else weights_fingerprint(teacher.model),
+        }
+
     @staticmethod
     def own_embedding(row: dict) -> list[float]:
         """The embedding that the corpus brings, of unit length. Raises ValueError if there is none."""
@@ -89,11 +98,12 @@ class Annotator:
 def annotate(
     rows: Dataset, annotator: Annotator, output: Path, settings: dict[str, object], overwrite: bool = False
 ) -> tuple[Dataset, list[tuple[str, str]]]:
-    """Writes the annotated rows to `output`, with refused.csv and annotation.json (the settings).
+    """Writes the annotated rows to `output`, with refused.csv and annotation.json (the settings and fingerprints).
 
     Returns the rows, and the refused ones as (id, reason). Raises FileExistsError (see `PartStore`), ValueError if no
     row is left or embeddings differ in size.
     """
+    settings = {**settings, KEY: annotator.fingerprints()}
     store = PartStore(output, {**settings, "rows": len(rows)}, Features(FEATURES), overwrite)
     done = sum(note["rows"] for note in store.notes)
     pace = Pace(done, len(rows))
@@ -118,7 +128,7 @@ def annotate(
     annotated = concatenate_datasets([own, added.remove_columns("refused")], axis=1).select(kept)
     listed = io.StringIO()
     csv.writer(listed).writerows([("id", "reason"), *refused])
-    store.finish(annotated, {"refused.csv": listed.getvalue(), "annotation.json": json.dumps(settings, indent=1)})
+    store.finish(annotated, {"refused.csv": listed.getvalue(), ANNOTATION: json.dumps(settings, indent=1)})
     return load_from_disk(str(output)), refused
 
 

@@ -7,7 +7,7 @@ never decoded here: rows carry encoded bytes, or a path or URL.
 import difflib
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from datasets import (
 
 from .corpus_files import PROBLEM, SHARD, kaldi_rows, ljspeech_rows, metadata_rows, tar_samples
 from .row_checks import RawRow
+from .split_names import TRAIN, VALIDATED, choose_splits, first_word, is_unaccepted, standard_split
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ ALIASES = {
 }
 REQUIRED = ("audio", "text")
 ROWS_TO_SEE_COLUMNS = 20  # of a stream without a schema
-DEV_NAMES, TEST_NAMES = ("dev", "val"), ("test", "eval")
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class CorpusOptions:
 class Corpus:
     """One split of one corpus: iterates over `RawRow`, and goes on from where another process stopped.
 
-    name: value of the `source` column. split: train, dev or test where the corpus is split, else None. total: number of
-    rows where it is known.
+    name: value of the `source` column. split: train, dev or test where the corpus is split, else None. part: what the
+    corpus calls it where several of its parts are of one split, else "". total: number of rows where it is known.
 
     Raises ValueError if a column is missing.
     """
@@ -91,9 +91,10 @@ class Corpus:
         split: str | None = None,
         folder: Path | None = None,
         total: int | None = None,
+        part: str = "",
     ) -> None:
         self.name, self.rows, self.options = name, rows, options
-        self.split, self.folder, self.total = split, folder, total
+        self.split, self.folder, self.total, self.part = split, folder, total, part
         self.position = 0
         present = rows.column_names
         if present is None:
@@ -123,6 +124,8 @@ class Corpus:
         audio, file = self.audio(self.value(row, "audio"))
         row_id = self.text(row, "id") or self.id_of(file)
         speaker = self.text(row, "speaker") if "speaker" in self.columns else None
+        own_split = self.text(row, "split")
+        is_asked_for = self.split is not None or bool(self.options.splits)
         return RawRow(
             source=self.name,
             id=f"{self.name}/{row_id}",
@@ -133,10 +136,11 @@ class Corpus:
             emotion=self.text(row, "emotion"),
             language=self.text(row, "language") or self.options.language,
             speaker_embedding=self.value(row, "speaker_embedding"),
-            split=self.split or standard_split(self.text(row, "split")),
+            split=self.split or standard_split(own_split),
             start_seconds=row.get("start_seconds") or 0.0,
             seconds=None if row.get("start_seconds") is None else row.get("seconds"),
             problem=row.get(PROBLEM) or "",
+            unaccepted="" if is_asked_for or not is_unaccepted(own_split) else own_split,
         )
 
     def value(self, row: Mapping[str, Any], contract: str) -> Any:
@@ -168,7 +172,7 @@ class Corpus:
     def id_of(self, file: str) -> str:
         """A row's name where the corpus has no id: its file's, else its number in the corpus."""
         if not file:
-            return f"{self.split or 'row'}-{self.position - 1:08d}"
+            return f"{self.part or self.split or 'row'}-{self.position - 1:08d}"
         path = Path(file.split("::")[0])
         # What lies before the name in a URL or an absolute path belongs to this machine, not to the corpus.
         outside = path.is_absolute() or "://" in file
@@ -255,16 +259,6 @@ def detect_folder(folder: Path) -> str:
     )
 
 
-def standard_split(name: str) -> str | None:
-    """train, dev or test for the name of a split or of its shards; None for any other name."""
-    name = name.lower()
-    if name.startswith("train"):
-        return "train"
-    if name.startswith(DEV_NAMES):
-        return "dev"
-    return "test" if name.startswith(TEST_NAMES) else None
-
-
 def source_name(source: str) -> str:
     """What a source is called in the `source` column: its folder, list or repository."""
     path = Path(source)
@@ -277,7 +271,8 @@ def source_name(source: str) -> str:
 
 
 def open_corpora(source: str, options: CorpusOptions, name: str | None = None) -> list[Corpus]:
-    """Opens a source: a folder, file, glob, URL or Hub name; gives one corpus for each of its splits.
+    """Opens a source: a folder, file, glob, URL or Hub name; gives a corpus for each of its splits that is read, see
+    `choose_splits`.
 
     Raises OSError or ValueError if it cannot be read, lacks a column or has no such split.
     """
@@ -298,33 +293,29 @@ def open_corpora(source: str, options: CorpusOptions, name: str | None = None) -
         return [Corpus(name, stream, options, folder=path if path.is_dir() else path.parent, total=len(rows))]
     if kind == "webdataset":
         return tar_corpora(source, name, options)
-    parts = choose_splits(source, load_parts(source, kind, options), options)
+    parts = load_parts(source, kind, options)
+    chosen = choose_splits(source, list(parts), options.splits)
+    splits = Counter(chosen.values())
     corpora = []
-    for split, rows in parts.items():
-        own = standard_split(split) or "train"
-        # A corpus with one split has not been split.
+    for part, split in chosen.items():
+        rows = parts[part]
         corpora.append(
             Corpus(
                 name,
                 undecoded(rows),
                 options,
-                split=own if len(parts) > 1 or own != "train" else None,
+                # A corpus that is all for training has not been split.
+                split=split if len(splits) > 1 or split != TRAIN else None,
                 folder=Path(source).absolute() if Path(source).is_dir() else None,
-                total=rows.info.splits[split].num_examples or None if split in (rows.info.splits or {}) else None,
+                total=rows.info.splits[part].num_examples or None if part in (rows.info.splits or {}) else None,
+                part=part if splits[split] > 1 else "",
             )
         )
     return corpora
 
 
-def choose_splits(source: str, parts: dict[str, Any], options: CorpusOptions) -> dict[str, Any]:
-    """The splits that were asked for. Raises ValueError if there is no such split."""
-    if unknown := [split for split in options.splits if split not in parts]:
-        raise ValueError(f"{source} has no splits {unknown}; it has {list(parts)}.")
-    return {split: parts[split] for split in options.splits or parts}
-
-
 def tar_corpora(source: str, name: str, options: CorpusOptions) -> list[Corpus]:
-    """Tar shards, split where the names of the shards begin with the names of splits."""
+    """Tar shards, split where the names of the shards begin with the names of splits. Shards of one split are one."""
     if Path(source).is_dir():
         shards = sorted(str(path) for path in Path(source).glob("*.tar*"))
     else:
@@ -335,16 +326,19 @@ def tar_corpora(source: str, name: str, options: CorpusOptions) -> list[Corpus]:
         shards = [f"{protocol}{separator}{shard}" if separator else shard for shard in found]
     if not shards:
         raise FileNotFoundError(f"No shard matches {source}.")
-    splits = defaultdict(list)
+    named = defaultdict(list)
     for shard in shards:
-        splits[standard_split(Path(shard).name) or "train"].append(shard)
-    splits = choose_splits(source, splits, options)
+        word = first_word(Path(shard).name)
+        named[word if word == VALIDATED else standard_split(word) or word].append(shard)
+    splits = defaultdict(list)
+    for name_of_shards, split in choose_splits(source, list(named), options.splits, may_be_nameless=True).items():
+        splits[split] += named[name_of_shards]
     return [
         Corpus(
             name,
             IterableDataset.from_generator(tar_samples, gen_kwargs={"shards": members}),
             options,
-            split=split if len(splits) > 1 or split != "train" else None,
+            split=split if len(splits) > 1 or split != TRAIN else None,
         )
         for split, members in splits.items()
     ]

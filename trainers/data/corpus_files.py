@@ -28,7 +28,8 @@ def read_metadata(folder: str | Path) -> list[dict[str, str | None]]:
     path = Path(folder) / "metadata.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. A source folder needs one, with columns {', '.join(COLUMNS)}.")
-    with path.open(encoding="utf-8", newline="") as handle:
+    # Excel begins a CSV with a byte-order mark, which would become part of the first column's name.
+    with path.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(handle)
         missing = [name for name in COLUMNS[:2] if name not in (reader.fieldnames or ())]
         if missing:
@@ -38,10 +39,13 @@ def read_metadata(folder: str | Path) -> list[dict[str, str | None]]:
 
 
 def metadata_rows(folder: Path) -> list[dict[str, str | None]]:
-    """Rows of `read_metadata` with the path of the recording, and without the columns that the file does not have."""
+    """Rows of `read_metadata` with the path of the recording, and without the columns that the file does not have.
+
+    Where it has no column id, a row is called by its file, folders included: two speakers may each have a 001.wav.
+    """
     return [
         {name: value for name, value in row.items() if value is not None}
-        | {"id": Path(row["file"]).stem, "audio": str(folder / row["file"]) if row["file"] else None}
+        | {"audio": str(folder / row["file"]) if row["file"] else None}
         for row in read_metadata(folder)
     ]
 
@@ -194,7 +198,7 @@ def tar_sample(shard: str, name: str, members: dict[str, bytes]) -> dict:
 
 def read_sentences(path: Path) -> list[str]:
     """The lines of a text file, each once, without empty ones. Raises OSError, and ValueError if nothing is left."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     sentences = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not sentences:
         raise ValueError(f"{path} has no sentence; one a line is expected.")

@@ -21,7 +21,7 @@ import argparse
 import json
 import logging
 import multiprocessing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -90,8 +90,12 @@ class Preparation:
         self, corpora: Sequence[Corpus], checker: RowChecker, splits: Splits, fractions: SplitFractions
     ) -> None:
         self.corpora, self.checker, self.splits, self.fractions = corpora, checker, splits, fractions
-        places = Counter((corpus.name, corpus.split) for corpus in corpora)
-        if repeated := sorted({name for (name, _), count in places.items() if count > 1}):
+        places = defaultdict(list)
+        for corpus in corpora:
+            places[corpus.name, corpus.split].append(corpus.part)
+        # Parts of one corpus have names of their own, and what is in two of them is found by its id.
+        clashing = {key for key, parts in places.items() if len(parts) > 1 and len({*parts} - {""}) < len(parts)}
+        if repeated := sorted({name for name, _ in clashing}):
             raise ValueError(f"Several sources are called {repeated}; ids would clash. Tell them apart with --name.")
         totals = [corpus.total for corpus in corpora]
         self.total = None if None in totals else sum(totals)
@@ -195,7 +199,10 @@ def build_parser() -> argparse.ArgumentParser:
     reading = parser.add_argument_group("reading")
     reading.add_argument("--format", choices=("auto", *FORMATS), default="auto")
     reading.add_argument("--config", help="of a corpus on the Hub that has several")
-    reading.add_argument("--split", nargs="+", default=[], help="read these splits of the corpus only")
+    reading.add_argument(
+        "--split", nargs="+", default=[], help="read these splits of the corpus only; without it, "
+        "train, dev and test by their names (train.clean.100, validation, ...)",
+    )  # fmt: skip
     reading.add_argument("--streaming", action="store_true", help="read from the Hub without downloading first")
     reading.add_argument(
         "--columns", nargs="+", type=column, default=[], metavar="NAME=COLUMN",
@@ -258,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
         ]
         settings = {
             "sources": options.source,
-            "corpora": [[corpus.name, corpus.split, corpus.total] for corpus in corpora],
+            "corpora": [[corpus.name, corpus.split, corpus.total, corpus.part] for corpus in corpora],
             "reading": asdict(reading),
             "checks": asdict(checks),
             "fractions": asdict(fractions),

@@ -35,7 +35,8 @@ class RawRow:
     """A row as its corpus has it, in the terms of the dataset contract.
 
     file: what a reader of the report finds it by. audio: encoded bytes, or a path or URL; None where the corpus gives
-    none, for the reason `problem` where it knows one. start_seconds, seconds: the part of the recording that is the
+    none, for the reason `problem` where it knows one. unaccepted: the corpus's own split where that holds recordings
+    that it does not vouch for. start_seconds, seconds: the part of the recording that is the
     utterance. speaker: None where the corpus does not say who speaks, as opposed to "" where it should. split: where
     the corpus has splits of its own.
     """
@@ -53,6 +54,7 @@ class RawRow:
     start_seconds: float = 0.0
     seconds: float | None = None
     problem: str = ""
+    unaccepted: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class RowChecker:
     def __call__(self, row: RawRow) -> dict:
         if row.problem:
             raise RefusedRow("no audio", row.problem)
+        if row.unaccepted:
+            reason = f"in the corpus's split {row.unaccepted!r}; --columns split= reads rows whatever their split"
+            raise RefusedRow("not accepted", reason)
         if row.speaker == "":
             raise RefusedRow("no speaker", "no speaker")
         self.check_text(row)

@@ -31,8 +31,18 @@ from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 from e2e_tts.modeling.reranking import generate_best
 
 from .corpus_files import read_sentences
+from .devices import add_device_option, on_device
 from .part_store import Pace, PartStore
 from .prepare import FEATURES as PREPARED
+from .provenance import (
+    KEY,
+    SELF_SPEECH,
+    SPEAKER_ENCODER,
+    SPEECH_TOKENIZER,
+    TEXT_TOKENIZER,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +68,18 @@ class Drawing:
 
 
 class SelfSpeaker:
-    """Sentences -> rows; the built-in voices take turns."""
+    """Sentences -> rows, drawn on the model's device; the built-in voices take turns."""
 
     def __init__(self, model: E2ETTSModel, processor: TextToSpeechProcessor, voices: Sequence[str], drawing: Drawing):
         self.model, self.processor, self.voices, self.drawing = model, processor, list(voices), drawing
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what the tokens and embeddings of the rows are made by."""
+        return {
+            TEXT_TOKENIZER: tokenizer_fingerprint(self.processor),
+            SPEAKER_ENCODER: weights_fingerprint(self.model.speaker),
+            SPEECH_TOKENIZER: weights_fingerprint(self.model.encoder),
+        }
 
     @torch.no_grad()
     def __call__(self, sentences: Sequence[str], number: int) -> list[dict]:
@@ -74,16 +92,17 @@ class SelfSpeaker:
             except ValueError as error:
                 rows[index] = self._row(number + index, sentence, refused=str(error))
         if speakable:
-            inputs = self.processor(text=[sentences[index] for index in speakable])
+            inputs = self.processor(text=[sentences[index] for index in speakable]).to(model.device)
             voices = [self._voice(number + index) for index in speakable]
             places = [list(model.config.voices).index(voice) for voice in voices]
             embeddings = model.voice_embeddings[places].float()
+            rates = torch.tensor([model.config.voices[voice] for voice in voices], device=model.device)
             arguments = {
                 "text_ids": inputs["text_ids"],
                 "text_mask": inputs["text_mask"],
                 "speaker_embedding": embeddings,
-                "tokens_per_symbol": torch.tensor([model.config.voices[voice] for voice in voices]),
-                "generator": torch.Generator().manual_seed(self.drawing.seed + number),
+                "tokens_per_symbol": rates,
+                "generator": torch.Generator(model.device).manual_seed(self.drawing.seed + number),
                 **model.config.sampling,
             }
             drawn, losses = generate_best(
@@ -95,7 +114,7 @@ class SelfSpeaker:
                 reason = "" if loss <= self.drawing.max_loss else f"The reward model's loss is {loss:.2f}."
                 if not bool(drawn.finished[place]):
                     reason = "No draw came to an end within the length limit."
-                samples = decoded["audio"][place, : int(decoded["audio_lengths"][place])].float().numpy()
+                samples = decoded["audio"][place, : int(decoded["audio_lengths"][place])].float().cpu().numpy()
                 rows[index] = self._row(
                     number + index,
                     sentences[index],
@@ -139,10 +158,12 @@ def batches(sentences: Sequence[str], size: int) -> Iterator[tuple[int, Sequence
 
 
 def speak_all(sentences: Sequence[str], speaker: SelfSpeaker, output: Path, settings: dict, overwrite: bool) -> Dataset:
-    """Writes the kept rows to `output`, with refused.csv and self_speech.json (the settings), and returns them.
+    """Writes the kept rows to `output`, with refused.csv and self_speech.json (the settings and fingerprints), and
+    returns them.
 
     Raises FileExistsError (see `PartStore`), ValueError if no sentence is kept.
     """
+    settings = {**settings, KEY: speaker.fingerprints()}
     store = PartStore(output, settings, Features(FEATURES), overwrite)
     done = sum(note["rows"] for note in store.notes)
     pace = Pace(done, len(sentences))
@@ -163,7 +184,7 @@ def speak_all(sentences: Sequence[str], speaker: SelfSpeaker, output: Path, sett
         [("id", "text", "reason"), *((row["id"], row["text"], row["refused"]) for row in
          rows.select_columns(["id", "text", "refused"]) if row["refused"])]
     )  # fmt: skip
-    files = {"refused.csv": listed.getvalue(), "self_speech.json": json.dumps(settings, indent=1)}
+    files = {"refused.csv": listed.getvalue(), SELF_SPEECH: json.dumps(settings, indent=1)}
     chosen = rows.select(kept).remove_columns("refused")
     store.finish(chosen, files)
     return chosen
@@ -178,6 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max_loss", type=float, default=Drawing.max_loss, help="nats a label that are still kept")
     parser.add_argument("--batch_texts", type=int, default=Drawing.batch_texts, help="sentences drawn at a time")
     parser.add_argument("--seed", type=int, default=0)
+    add_device_option(parser)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")
     options = parser.parse_args(arguments)
@@ -186,6 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sentences = read_sentences(options.sentences)
         model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
+        model = on_device(model, options.device)
         voices = options.voices or list(model.config.voices)
         if not voices or (unknown := sorted(set(voices) - set(model.config.voices))):
             raise ValueError(f"The model has the built-in voices {list(model.config.voices)}, not {unknown or 'none'}.")
@@ -193,6 +216,8 @@ def main(arguments: list[str] | None = None) -> None:
         names = ("model", "candidates", "max_loss", "batch_texts", "seed")
         digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
         settings = {name: getattr(options, name) for name in names} | {"voices": voices, "sentences": digest}
+        if model.device.type != "cpu":
+            settings["device"] = model.device.type  # draws other numbers from a seed
         speaker = SelfSpeaker(model, processor, voices, drawing)
         rows = speak_all(sentences, speaker, options.output, settings, options.overwrite)
     except (OSError, ValueError) as error:

@@ -19,6 +19,8 @@ from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, padded_leng
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 from e2e_tts.modeling.styles import UNSPECIFIED, Levels
 
+from .provenance import check_folders
+
 logger = logging.getLogger(__name__)
 
 SEED_STRIDE = 2_654_435_761  # a large odd number, so that (seed, step, utterance) give distinct streams
@@ -32,15 +34,19 @@ TOKENS = "speech_ids"  # of rows whose tokens are known, see e2e_tts.trainers.da
 STYLE_PREFIX = "style_"  # of the columns of e2e_tts.trainers.data.style_labels, a clip's rank among its speaker's
 
 
-def load_prepared(folders: Sequence[str], split: str) -> Dataset:
+def load_prepared(folders: Sequence[str], split: str, annotated: bool = True) -> Dataset:
     """Concatenates prepared folders (see `prepare` and `annotate`) and keeps one split, sources included.
 
     Columns that not all folders have are left out, but for labels of style and speech_ids: they are empty in the rows
-    of the others.
-    Raises ValueError if a folder is no prepared data set, if folders were annotated with different speaker encoders,
-    and if there are no rows.
+    of the others. annotated: False leaves out what `annotate` adds, which then need not go together.
+    Raises ValueError if a folder is no prepared data set, if folders were annotated with different speaker encoders or
+    text tokenizers, and if there are no rows.
     """
     parts = [(folder, load_folder(folder)) for folder in folders]
+    if annotated:
+        check_folders(folders)
+    else:
+        parts = [(folder, part.remove_columns([*{*ANNOTATED} & {*part.column_names}])) for folder, part in parts]
     columns = list(dict.fromkeys(name for _, part in parts for name in part.column_names))
     common = [name for name in columns if all(name in part.column_names for _, part in parts)]
     for name in (name for name in ANNOTATED if name in columns and name not in common):

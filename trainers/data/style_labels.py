@@ -25,6 +25,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets, disable_pro
 from e2e_tts.modeling.styles import Levels
 
 from .part_store import Pace, PartStore
+from .provenance import carried
 from .speech_data import STYLE_PREFIX, load_folder
 from .style_signal import SAMPLING_RATE, StyleMeasures, measure_style
 from .vocoder_data import read_audio
@@ -111,6 +112,7 @@ def label_styles(
     header = ("speaker", "style", "clips", "percentile_10", "median", "percentile_90", "why_unspecified")
     csv.writer(listed).writerows([header, *sorted(table, key=lambda line: (-line[2], line[0]))])
     files = {"styles.csv": listed.getvalue(), "styles.json": json.dumps(settings, indent=1)}
+    files |= carried(str(settings["data"]))
     store.finish(concatenate_datasets([own, added], axis=1), files)
     return load_from_disk(str(output))
 

@@ -12,7 +12,8 @@ from e2e_tts.pipelines.evaluation.speaker_judges import cosine
 
 _INPUTS = """
 Args:
-    predictions: speaker vectors of the speech, one an utterance, as a speaker judge's `embed` gives them.
+    predictions: speaker vectors of the speech, one an utterance, as a speaker judge's `embed` gives them; an empty one
+        for speech that failed, which counts as 0.
     references: those of the speaker that it should sound like, of the same judge.
     resamples, seed: of the bootstrap.
 Returns:
@@ -21,7 +22,7 @@ Returns:
 
 
 class SpeakerSimilarity(evaluate.Metric):
-    """Mean cosine of pairs of speaker vectors."""
+    """Mean cosine of pairs of speaker vectors, 0 where speech failed."""
 
     def _info(self) -> evaluate.MetricInfo:
         vectors = Sequence(Value("float32"))
@@ -36,5 +37,6 @@ class SpeakerSimilarity(evaluate.Metric):
         self, predictions: list[list[float]], references: list[list[float]], resamples: int = 2000, seed: int = 0
     ) -> dict[str, Any]:
         pairs = zip(predictions, references, strict=True)
-        cosines = [cosine(np.asarray(first), np.asarray(second)) for first, second in pairs]
+        # An empty vector stands for failed speech, which may not be left out: that would reward failure.
+        cosines = [cosine(np.asarray(first), np.asarray(second)) if len(first) else 0.0 for first, second in pairs]
         return {"similarity": asdict(mean_figure(cosines, resamples=resamples, seed=seed))}

@@ -34,7 +34,7 @@ def command(tmp_path, monkeypatch) -> list[str]:
 
 def test_each_sentence_is_rendered_four_times_and_scored(command, tmp_path, capsys):
     out = tmp_path / "out"
-    four_numbers.main([*command, "--output", str(out)])
+    four_numbers.main([*command, "--output", str(out), "--device", "cpu"])
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert list(report["conditions"]) == ["recording", "vocoder", "reconstruction", "speech"]
     texts = ["Birds sing.", "It rained | all day.", "She walked home."]

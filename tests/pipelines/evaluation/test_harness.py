@@ -107,6 +107,12 @@ def test_every_kind_of_bad_speech_is_counted_and_none_ends_the_run(folder, tmp_p
     # What was lost counts as deleted words; what the judge refused does not count.
     assert speech.figures["error_rate"]["utterances"] == 6
     assert speech.word_counts["deletions"] == 2 + 4 + 6 + 2 and speech.word_counts["insertions"] == 3
+    # Nor does it resemble its speaker, while there is no opinion of it. Only four has a sound and a prompt.
+    assert speech.figures["similarity"]["utterances"] == 4
+    assert speech.figures["similarity"]["value"] == pytest.approx(1 / 4)
+    assert [row.similarity for row in speech.rows if row.name in ("one", "two", "three", "six")] == [0, 0, 0, None]
+    assert speech.figures["quality_overall"]["utterances"] == 4
+    assert "| 4, 3 failed left out |" in report.to_markdown()
     assert [(row.place, row.reason.split(":")[0]) for row in report.refused] == [
         ("line 5", "it is empty"),
         ("line 6", "its name 'one' was taken by line 1"),
@@ -121,6 +127,20 @@ def test_every_kind_of_bad_speech_is_counted_and_none_ends_the_run(folder, tmp_p
     again = harness.run_evaluation(options(folder), judges=heard)
     assert heard.recogniser.heard[before:] == [12345]
     assert again.to_dict() == report.to_dict()
+
+
+def test_failed_speech_of_an_earlier_version_counts_too(folder):
+    """Records without a speaker for failed speech, as they were once written, are judged again."""
+    (folder / "system" / "two.wav").unlink()
+    report = harness.run_evaluation(options(folder), judges=judges())
+    records = folder / "out" / "judged_speech.jsonl"
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    lines = [line | ({} if line["speaker_vector"] else {"speaker": None}) for line in lines]
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    again = judges()
+    assert harness.run_evaluation(options(folder), judges=again).to_dict() == report.to_dict()
+    assert again.recogniser.heard == []
+    assert report.conditions["speech"].figures["similarity"]["utterances"] == 4
 
 
 def test_answers_that_are_no_numbers_are_refusals(folder):

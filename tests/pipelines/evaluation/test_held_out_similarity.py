@@ -56,14 +56,25 @@ def test_vectors_are_of_other_clips_and_computed_once(data, tmp_path):
             return super().embed(waveform, sampling_rate)
 
     vectors = held_out_similarity.SpeakerVectors(Counting(), [data], tmp_path / "kept")
-    vectors.reference("ada0", "ada")
+    vectors.reference("ada0", ("x", "ada"))
     assert Counting.heard == [9001, 9002]
-    vectors.reference("one0", "one")
+    vectors.reference("one0", ("x", "one"))
     assert Counting.heard == [9001, 9002, 9000]
     again = held_out_similarity.SpeakerVectors(Counting(), [data], tmp_path / "kept")
     expected = np.mean([SpectrumJudge().embed(tone(length, 300.0), RATE) for length in (9001, 9002)], axis=0)
-    np.testing.assert_allclose(again.reference("ada0", "ada"), expected, atol=1e-3)
+    np.testing.assert_allclose(again.reference("ada0", ("x", "ada")), expected, atol=1e-3)
     assert len(Counting.heard) == 3
+
+
+def test_one_name_in_two_corpora_is_two_speakers(data, tmp_path, monkeypatch):
+    """The other corpus's ada sounds like bob: she is no clip to compare this ada's speech with."""
+    rows = [row | {"source": "y", "id": f"y/{row['id']}"} for row in Dataset.load_from_disk(data)]
+    named = [{**row, "speaker": {"ada": "bob", "bob": "ada"}.get(row["speaker"], "one")} for row in rows]
+    Dataset.from_list(named).save_to_disk(tmp_path / "other")
+    write(tmp_path / "speech" / "0000.wav", tone(9000, PITCHES["ada"]))
+    both = ["--data", data, str(tmp_path / "other"), "--sources", "x"]
+    report = run(data, tmp_path / "speech", tmp_path / "out.json", monkeypatch, *both)
+    assert report["rows"][0]["similarity"] > 0.99
 
 
 def test_missing_speech_counts_as_nothing_and_missing_folders_are_refused(data, tmp_path, monkeypatch):

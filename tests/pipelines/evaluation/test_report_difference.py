@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from e2e_tts.pipelines.evaluation import report_difference, scoring
+from e2e_tts.pipelines.evaluation.report import EvaluationReport
+from e2e_tts.pipelines.evaluation.summary import Condition, EvaluatedRow
 
 TEXTS = ["the birds sang in the morning", "he would not go", "nobody was there at all"]
 
@@ -30,8 +32,9 @@ def write(tmp_path):
 def test_words_are_counted_over_all_sentences_and_seeds(write):
     worse = [write("a.json", ["the birds sing in the morning", *TEXTS[1:]]), write("b.json", ["", *TEXTS[1:]])]
     better = [write("c.json", TEXTS), write("d.json", TEXTS)]
-    measure, values = report_difference.compare(worse, better)
-    assert measure == report_difference.ERRORS
+    comparison = report_difference.compare(worse, better)
+    values = comparison.values
+    assert comparison.measure == report_difference.ERRORS and comparison.left_out == 0
     assert values["first"].value == values["difference"].value == pytest.approx(100 * (1 + 6) / (2 * 15))
     assert values["second"].value == 0
     # Two sentences of three are the same in both, and a draw may hold nothing else.
@@ -40,12 +43,69 @@ def test_words_are_counted_over_all_sentences_and_seeds(write):
 
 def test_a_gain_of_every_sentence_has_an_interval_above_zero(write):
     first, second = write.likeness("a.json", [0.9, 0.8, 0.6]), write.likeness("b.json", [0.8, 0.7, 0.5])
-    measure, values = report_difference.compare([first], [second])
-    difference = values["difference"]
-    assert measure == report_difference.SIMILARITY
+    comparison = report_difference.compare([first], [second])
+    values, difference = comparison.values, comparison.values["difference"]
+    assert comparison.measure == report_difference.SIMILARITY
     assert [difference.low, difference.value, difference.high] == pytest.approx([0.1] * 3)
     # Paired: the sentences differ among each other by more than the systems do.
     assert values["first"].low < values["second"].high
+
+
+def evaluated(path: Path, heard: list[str | None], likeness: list[float | None], condition: str = "speech") -> Path:
+    """A report.json as the harness writes it, of which utterance n is TEXTS[n % 3]. None: a judge refused."""
+    rows = []
+    for index, (transcript, similarity) in enumerate(zip(heard, likeness, strict=True)):
+        text = TEXTS[index % len(TEXTS)]
+        row = EvaluatedRow(f"u{index}", text, transcript, similarity=similarity)
+        if transcript is not None:
+            (score,) = scoring.score_transcripts([text], [transcript])
+            row.words, row.edits = score.words, score.edits
+        row.failures = ["error"] if transcript == "" else []
+        rows.append(row)
+    judges = {"recogniser": {"name": "by hand", "version": "1"}}
+    conditions = {condition: Condition(rows, {}, {}, {})}
+    report = EvaluationReport("a system", {"normaliser": "english"}, judges, [], conditions, [], [])
+    report.write_json(path)
+    return path
+
+
+def test_reports_of_the_harness_are_compared_by_name_and_sentence(tmp_path):
+    """Four utterances of three sentences; failed speech counts as a similarity of 0, what a judge refused is left out
+    with its partner."""
+    worse = evaluated(tmp_path / "a.json", ["", TEXTS[1], TEXTS[2], TEXTS[0]], [0.0, 0.8, None, 0.6])
+    better = evaluated(tmp_path / "b.json", [TEXTS[0], TEXTS[1], TEXTS[2], None], [0.9, 0.9, 0.9, 0.8])
+    words = report_difference.compare([worse], [better])
+    assert words.measure == report_difference.ERRORS and words.left_out == 1
+    assert words.values["difference"].value == pytest.approx(100 * 6 / 15)
+    likeness = report_difference.compare([worse], [better], measure="similarity")
+    assert likeness.measure == report_difference.SIMILARITY and likeness.left_out == 1
+    assert likeness.values["difference"].value == pytest.approx((0.0 + 0.8 + 0.6) / 3 - (0.9 + 0.9 + 0.8) / 3)
+    # An earlier version wrote no similarity of failed speech.
+    earlier = evaluated(tmp_path / "c.json", ["", TEXTS[1], TEXTS[2], TEXTS[0]], [None, 0.8, None, 0.6])
+    assert report_difference.compare([earlier], [better], measure="similarity") == likeness
+    # Of several seeds, a sentence is there with all of them or with none.
+    other = evaluated(tmp_path / "d.json", [None, *TEXTS[1:], TEXTS[0]], [0.9] * 4)
+    seeds = report_difference.compare([worse, better], [other, better])
+    assert seeds.left_out == 2 and seeds.values["difference"].value == 0
+
+
+def test_reports_of_the_harness_that_cannot_be_compared_are_refused(write, tmp_path, capsys):
+    plain = evaluated(tmp_path / "a.json", TEXTS, [None] * 3)
+    recording = evaluated(tmp_path / "b.json", TEXTS, [0.5] * 3, condition="recording")
+    fewer = evaluated(tmp_path / "c.json", TEXTS[:2], [0.5] * 2)
+    words = write("d.json", TEXTS)
+    for first, second, choice, message in (
+        (plain, recording, {}, "b.json has no speech, only recording"),
+        (plain, fewer, {}, r"same sentences; \['u2'\]"),
+        (plain, plain, {"measure": "similarity"}, "a.json has no speaker similarity"),
+        (words, words, {"measure": "similarity"}, "d.json has no speaker similarity"),
+        (plain, words, {}, "compared with another one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report_difference.compare([first], [second], **choice)
+    arguments = ["--first", str(recording), "--second", str(recording), "--condition", "recording"]
+    report_difference.main([*arguments, "--measure", "similarity"])
+    assert "| second | 0.500 | 0.500 to 0.500 |" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(write, tmp_path, capsys):

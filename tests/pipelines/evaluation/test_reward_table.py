@@ -25,6 +25,7 @@ from e2e_tts.pipelines.evaluation.held_out import Voices, load_composite, select
 from e2e_tts.pipelines.evaluation.reward_table import (
     DECIBELS,
     HeldOutMeasurement,
+    Utterance,
     emotion_accuracy,
     equal_error_rate,
     make_table,
@@ -89,6 +90,15 @@ def test_speaker_error_over_pairs():
     assert speaker_error(vectors, ["a"] * 4, 50, 0) is None and speaker_error(vectors, list("abcd"), 50, 0) is None
 
 
+def test_one_name_in_two_corpora_is_two_speakers():
+    """Two voices, one in each corpus, under the same name: the rate would have to take them for one."""
+    vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    rows = [Utterance(str(n), "a", "84", source, {"lm_loss": (1.0, 1.0)}) for n, source in enumerate("xxyy")]
+    table = make_table(rows, vectors, vectors, {}, resamples=20)
+    assert table.figures["speaker_equal_error_rate"].value == 0
+    assert "1 sentences, 2 speakers" in table.to_markdown()
+
+
 def test_emotion_accuracy_masks_what_is_unlabelled():
     labels, heard = [0, 0, 0, 1, -100, 2], [0, 0, 1, 0, 0, -100]
     result = emotion_accuracy(labels, heard, resamples=200, seed=0)
@@ -107,11 +117,18 @@ def test_rows_are_spread_and_voices_come_from_other_clips(data, tmp_path):
     everything = make_rows(12) + make_rows(3, split="dev", seed=1)
     dev = select_rows([data], "dev")
     voices = Voices.of_rows(dev, [data])
-    others = [row for row in everything if row["speaker"] == "speaker1" and row["id"] != "dev-1"]
+    of_speaker = [row for row in everything if (row["source"], row["speaker"]) == ("second", "speaker1")]
+    others = [row for row in of_speaker if row["id"] != "dev-1"]
     expected = torch.tensor([row["speaker_embedding"] for row in others]).mean(dim=0)
     torch.testing.assert_close(voices.embedding[1], torch.nn.functional.normalize(expected, dim=0))
     rate = np.mean([row["seconds"] / len(row["text_ids"]) for row in others])
     assert float(voices.seconds_per_symbol[1]) == pytest.approx(rate) and voices.alone == 0
+    # Nor is one of another corpus's speaker who is called the same.
+    namesakes = [{**row, "source": "third", "speaker": "speaker1", "id": f"third/{row['id']}"} for row in make_rows(4)]
+    Dataset.from_list(namesakes).save_to_disk(tmp_path / "namesakes")
+    beside = Voices.of_rows(dev, [data, str(tmp_path / "namesakes")])
+    torch.testing.assert_close(beside.embedding, voices.embedding)
+    torch.testing.assert_close(beside.seconds_per_symbol, voices.seconds_per_symbol)
     # A row that lies in two folders is no other clip of its speaker.
     twice = Voices.of_rows(dev, [data, data])
     torch.testing.assert_close(twice.embedding, voices.embedding)
@@ -206,7 +223,7 @@ def test_reward_table_command(folder, data, tmp_path, capsys):
     with torch.no_grad():
         other.ctc_head.bias[3] += 100.0
     other.save_pretrained(tmp_path / "reward")
-    common = ["--data", data, "--steps", "2", "--resamples", "20", "--split", "dev"]
+    common = ["--data", data, "--steps", "2", "--resamples", "20", "--split", "dev", "--device", "cpu"]
     reward_table.main([*common, "--model", folder, "--output", str(tmp_path / "a")])
     assert "| CTC label error rate | " in capsys.readouterr().out
     module = ["--module", f"reward={tmp_path}/reward"]
@@ -221,6 +238,7 @@ def test_reward_table_command(folder, data, tmp_path, capsys):
         (["--model", str(tmp_path)], "not a checkpoint"),
         (["--model", folder, "--module", "reward"], "NAME=FOLDER"),
         (["--model", folder, "--split", "test"], "No rows of split 'test'"),
+        (["--model", folder, "--device", "nowhere"], "--device nowhere cannot be used"),
     ):
         with pytest.raises(SystemExit, match=message):
             reward_table.main([*common, *wrong, "--output", str(tmp_path / "c")])
@@ -228,7 +246,7 @@ def test_reward_table_command(folder, data, tmp_path, capsys):
 
 def test_held_out_speech_goes_on_where_it_stopped(folder, data, tmp_path, capsys):
     command = ["--model", folder, "--data", data, "--steps", "2", "--output", str(tmp_path)]
-    held_out_speech.main(command)
+    held_out_speech.main([*command, "--device", "cpu"])
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.wav"))
     assert len(files) == 6
     whole = {path: (tmp_path / path).read_bytes() for path in files}
@@ -253,6 +271,33 @@ def test_held_out_speech_goes_on_where_it_stopped(folder, data, tmp_path, capsys
     ):
         with pytest.raises(SystemExit, match=f"other settings .*{name}: "):
             held_out_speech.main([*command, *change])
+
+
+def test_inputs_go_to_the_device_of_the_model(folder, data, monkeypatch):
+    """No second device is at hand, so what is moved is written down: every tensor that a module gets has been."""
+    rows = select_rows([data], "dev", limit=1)
+    voices = Voices.of_rows(rows, [data])
+    speaker = held_out_speech.HeldOutSpeaker(load_composite(folder), steps=1)
+    moved, move = set(), torch.Tensor.to
+
+    def recorded(self, *places, **settings):
+        result = move(self, *places, **settings)
+        if places == (speaker.model.device,):
+            moved.add(id(result))
+            kept.append(result)  # an id is of nothing else while its tensor lives
+        return result
+
+    kept = []
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    seen = []
+    for name in ("vocoder", "encoder"):
+        module = getattr(speaker.model, name)
+        module.register_forward_pre_hook(lambda module, inputs: seen.extend(map(id, inputs)))
+    item = SpeechDataset(rows, speaker.collate.audio_spec)[0]
+    for condition in ("vocoder", "reconstruction"):
+        getattr(speaker, condition)(item, voices.embedding[0], float(voices.seconds_per_symbol[0]))
+    # The last one is the vocoder's mel of reconstruction, which the decoder has made.
+    assert len(seen) == 4 and set(seen[:-1]) <= moved
 
 
 def test_speech_without_end_is_silence(data, tmp_path, capsys):

@@ -65,7 +65,7 @@ def test_every_level_is_spoken(data, folder, monkeypatch):
 
 def test_command(data, folder, tmp_path, monkeypatch, capsys):
     arguments = ["--model", folder, "--data", data, "--limit", "3", "--steps", "1", "--output", str(tmp_path / "out")]
-    style_control.main([*arguments, "--styles", "rate"])
+    style_control.main([*arguments, "--styles", "rate", "--device", "cpu"])
     result = json.loads((tmp_path / "out" / "style_control.json").read_text())
     rate = result["styles"]["rate"]
     assert len(rate["levels"]) == 5 and result["settings"]["limit"] == 3

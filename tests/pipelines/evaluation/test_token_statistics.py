@@ -152,7 +152,7 @@ def test_command(tmp_path, capsys):
     make_encoder().save_pretrained(tmp_path / "encoder")
     arguments = ["--data", data, "--split", "train", "--output", str(tmp_path / "out"), "--resamples", "10"]
     models = ["--model", f"a={tmp_path}/encoder", "--model", f"b={tmp_path}/encoder"]
-    statistics.main([*arguments, *models])
+    statistics.main([*arguments, *models, "--device", "cpu"])
     assert "| a | " in capsys.readouterr().out
     values = json.loads((tmp_path / "out" / "token_statistics.json").read_text())
     first, second = values["tokenizers"]
@@ -163,6 +163,7 @@ def test_command(tmp_path, capsys):
     for wrong, message in (
         (["--model", "nameless"], "NAME=FOLDER"),
         (["--model", f"a={tmp_path}"], "not a checkpoint"),
+        ([*models, "--device", "nowhere"], "--device nowhere cannot be used"),
         ([*models, "--sources", "third"], "there are .*first.*second"),
         ([*models, "--limit", "0"], "at least 1"),
     ):

@@ -22,6 +22,7 @@ from e2e_tts.modeling.audio_features import MelSpec
 from e2e_tts.modeling.text_frontend import TextFrontend, build_phoneme_tokenizer
 from e2e_tts.trainers.data import annotate, prepare
 from e2e_tts.trainers.data.annotate import Annotator
+from e2e_tts.trainers.data.provenance import tokenizer_fingerprint, weights_fingerprint
 from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset, load_prepared
 from e2e_tts.trainers.data.teacher_labels import EmotionTeacher, SpeakerTeacher
 from e2e_tts.trainers.data.text_tokens import load_processor, text_tokens
@@ -77,7 +78,35 @@ def test_annotation_adds_what_training_reads(prepared, speaker_encoder, tmp_path
         assert len(row["speaker_embedding"]) == 12
         assert np.linalg.norm(row["speaker_embedding"]) == pytest.approx(1.0, abs=1e-5)
     assert len({tuple(vector) for vector in rows["speaker_embedding"][:]}) == len(rows)
-    assert json.loads((tmp_path / "annotated" / "annotation.json").read_text())["tokenizer"] == "phonemes"
+    settings = json.loads((tmp_path / "annotated" / "annotation.json").read_text())
+    assert settings["tokenizer"] == "phonemes"
+    # A release of the same weights, in half precision and without classes, is the same encoder.
+    released = SpeakerEncoderModel.from_pretrained(speaker_encoder).half().float()
+    released.classes = None
+    fingerprints = {"text_tokenizer": tokenizer_fingerprint(load_processor()), "speaker_encoder": None}
+    assert settings["fingerprints"] == fingerprints | {"speaker_encoder": weights_fingerprint(released)}
+
+
+def test_folders_of_other_teachers_are_refused(prepared, speaker_encoder, tmp_path):
+    first = run(prepared, tmp_path / "first", "--speaker_encoder", speaker_encoder)
+    model = SpeakerEncoderModel.from_pretrained(speaker_encoder)
+    for parameter in model.parameters():
+        parameter.data += 0.01
+    model.save_pretrained(tmp_path / "encoder")
+    run(prepared, tmp_path / "voice", "--speaker_encoder", tmp_path / "encoder")
+    folders = [str(tmp_path / name) for name in ("first", "voice")]
+    with pytest.raises(ValueError, match=r"different speaker encoders: .*first \(\w+\); .*voice \(\w+\).*annotate"):
+        load_prepared(folders, "train")
+    # What reads sound alone takes them, and so it does where nobody knows what annotated a folder.
+    sound = load_prepared(folders, "train", annotated=False)
+    assert len(sound) == 2 * len(first) and "text_ids" not in sound.column_names
+    settings = json.loads((tmp_path / "voice" / "annotation.json").read_text())
+    (tmp_path / "voice" / "annotation.json").write_text(json.dumps({"tokenizer": settings["tokenizer"]}))
+    assert len(load_prepared(folders, "train")) == 2 * len(first)
+    settings["fingerprints"] = {"text_tokenizer": "another"}
+    (tmp_path / "voice" / "annotation.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="different text tokenizers"):
+        load_prepared(folders, "train")
 
 
 def test_the_contract_columns_reach_a_batch(prepared, speaker_encoder, tmp_path):

@@ -12,11 +12,14 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
-from datasets import Audio, ClassLabel, Dataset, Features, Value, load_from_disk
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value, load_from_disk
 from recordings import CLIPS, noise, read_refused, real_clips
 
 from e2e_tts.trainers.data import corpora, prepare
 from e2e_tts.trainers.data.corpora import Corpus, CorpusOptions, detect_format, open_corpora
+from e2e_tts.trainers.data.row_checks import CheckSettings, RowChecker
+from e2e_tts.trainers.data.split_names import standard_split
+from e2e_tts.trainers.data.splits import SplitFractions, Splits
 
 ROWS = real_clips(4)
 IDS = [Path(row["file"]).stem for row in ROWS]
@@ -288,6 +291,91 @@ def test_a_split_column_is_kept(tmp_path):
     assert {row.split for row in without} == {None}
 
 
+def parts_of_a_corpus(folder: Path, texts: dict[str, str], with_ids: bool = True) -> str:
+    """A corpus that is saved in parts of these names, each with a row of its own text, its id being the text."""
+    rows = {
+        name: [{"audio": {"bytes": b"-", "path": None}, "text": text} | ({"id": text} if with_ids else {})]
+        for name, text in texts.items()
+    }
+    DatasetDict({name: Dataset.from_list(part) for name, part in rows.items()}).save_to_disk(folder)
+    return str(folder)
+
+
+def found(source: str, *splits: str) -> list[tuple[str | None, str]]:
+    corpora = open_corpora(source, CorpusOptions(splits=splits))
+    prepare.Preparation(corpora, RowChecker(CheckSettings(tokenizer="none")), Splits(), SplitFractions())
+    return [(row.split, row.id.partition("/")[2]) for corpus in corpora for row in corpus]
+
+
+def test_several_parts_of_one_split_are_read_together(tmp_path):
+    """As LibriTTS has them. Rows that are in two parts are found by their ids, and only by these."""
+    names = ("train.clean.100", "train.clean.360", "dev.clean", "dev.other")
+    libri = parts_of_a_corpus(tmp_path / "libri", {name: name for name in names})
+    assert found(libri) == [(name.partition(".")[0], name) for name in names]
+    assert found(libri, "train.clean.100", "train.clean.360") == [(None, name) for name in names[:2]]
+    nameless = parts_of_a_corpus(tmp_path / "nameless", dict.fromkeys(names, "A."), with_ids=False)
+    assert len({row_id for _, row_id in found(nameless)}) == 4
+    # Two sources are not two parts of one.
+    corpora = [corpus for _ in range(2) for corpus in open_corpora(libri, CorpusOptions())]
+    with pytest.raises(ValueError, match=r"Several sources are called \['libri'\]"):
+        prepare.Preparation(corpora, RowChecker(CheckSettings(tokenizer="none")), Splits(), SplitFractions())
+
+
+def test_rejected_recordings_are_read_only_if_asked_for(tmp_path, caplog):
+    names = ("train", "test", "validated", "invalidated", "other")
+    voices = parts_of_a_corpus(tmp_path / "voices", {name: name for name in names})
+    # Validated are also the clips of train and test, and other clips of the speakers of test.
+    assert found(voices) == [("train", "train"), ("test", "test")]
+    assert "['validated', 'invalidated', 'other'] are not read; --split" in caplog.text
+    assert found(voices, "validated", "test") == [("test", "test"), ("train", "validated")]
+    assert found(voices, "other") == [(None, "other")]
+    accepted = parts_of_a_corpus(tmp_path / "accepted", {name: name for name in names[2:]})
+    assert found(accepted) == [(None, "validated")]
+    for texts in ({"en": "a", "de": "b"}, {"invalidated": "a"}):
+        source = parts_of_a_corpus(tmp_path / "-".join(texts), texts)
+        with pytest.raises(ValueError, match="none of which is called train, dev or test: name those to read with"):
+            open_corpora(source, CorpusOptions())
+    assert found(parts_of_a_corpus(tmp_path / "single", {"full": "a"})) == [(None, "a")]
+
+
+def test_split_names_are_whole_words():
+    names = {"train": ["train", "train.clean.100", "Training_2", "train-0001.tar", "train360", "validated"]}
+    names |= {"dev": ["dev.other", "val", "validation", "valid-0.tar"], "test": ["test_clean", "eval-1", "Evaluation"]}
+    names |= {None: ["invalidated", "other", "trains", "devices", "valued", "testimony", "", "0.tar"]}
+    for split, members in names.items():
+        assert {name: standard_split(name) for name in members} == dict.fromkeys(members, split)
+
+
+def test_rows_of_a_rejected_split_are_refused(tmp_path):
+    folder = copy_clips(tmp_path / "corpus")
+    splits = ("train", "invalidated", "dev", "other")
+    lines = [f'{row["file"]},"{row["text"]}",anna,{split}' for row, split in zip(ROWS, splits, strict=True)]
+    (folder / "metadata.csv").write_text("\n".join(["file,text,speaker,split", *lines]), encoding="utf-8")
+    prepare.main(["--source", str(folder), "--output", str(tmp_path / "prepared")])
+    assert load_from_disk(str(tmp_path / "prepared"))["split"][:] == ["train", "dev"]
+    refused = read_refused(tmp_path / "prepared")
+    assert [row["check"] for row in refused] == ["not accepted"] * 2 and "'invalidated'" in refused[0]["reason"]
+
+
+# ---------------------------------------------------------------- metadata.csv
+
+
+def test_clips_of_the_same_name_in_two_folders_are_two(tmp_path):
+    """And an id column is the user's own; Excel's mark before the first column is no part of its name."""
+    for index, name in enumerate(("alice", "bob")):
+        (tmp_path / "corpus" / name).mkdir(parents=True)
+        shutil.copyfile(CLIPS / ROWS[index]["file"], tmp_path / "corpus" / name / "001.opus")
+    lines = [f'{name}/001.opus,"{row["text"]}",{name}' for name, row in zip(("alice", "bob"), ROWS, strict=False)]
+    table = tmp_path / "corpus" / "metadata.csv"
+    table.write_text("\n".join(["file,text,speaker", *lines]), encoding="utf-8-sig")
+    prepare.main(["--source", str(tmp_path / "corpus"), "--output", str(tmp_path / "prepared")])
+    assert load_from_disk(str(tmp_path / "prepared"))["id"][:] == ["corpus/alice/001", "corpus/bob/001"]
+    own = [f"{line},{row_id}" for line, row_id in zip(lines, ("one", ""), strict=True)]
+    table.write_text("\n".join(["file,text,speaker,id", *own]), encoding="utf-8")
+    prepare.main(["--source", str(tmp_path / "corpus"), "--output", str(tmp_path / "named")])
+    assert load_from_disk(str(tmp_path / "named"))["id"][:] == ["corpus/one", "corpus/bob/001"]
+
+
 # ---------------------------------------------------------------- Kaldi
 
 
@@ -315,6 +403,20 @@ def test_kaldi_segments_are_cut_and_commands_are_not_run(tmp_path):
 
 
 # ---------------------------------------------------------------- tar shards
+
+
+def test_shards_of_rejected_clips_are_left_out(tmp_path, caplog):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, index in (("train-0", 0), ("train_1", 1), ("invalidated-0", 2), ("other-0", 3)):
+        write_shard(folder / f"{name}.tar", [tar_sample(IDS[index], ROWS[index])])
+    assert found(str(folder)) == [(None, name) for name in IDS[:2]]
+    assert "['invalidated', 'other'] are not read" in caplog.text
+    assert found(str(folder), "train", "other") == [(None, name) for name in (*IDS[:2], IDS[3])]
+    # Shards that are called after nothing in particular are all of one corpus.
+    for path, name in zip(sorted(folder.glob("*.tar")), ("part-0", "part-1", "2", "anna"), strict=True):
+        path.rename(folder / f"{name}.tar")
+    assert len(found(str(folder))) == 4
 
 
 def test_a_damaged_shard_costs_only_what_is_damaged(tmp_path):

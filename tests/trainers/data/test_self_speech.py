@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
+from transformers import AutoModel
 
 from e2e_tts.pipelines.release import save_release
 from e2e_tts.trainers.data import self_speech
+from e2e_tts.trainers.data.provenance import check_provenance, read_fingerprints, weights_fingerprint
 from e2e_tts.trainers.data.self_speech import main
 from e2e_tts.trainers.data.speech_data import NOT_GIVEN, Collator, SpeechDataset, decode, load_prepared
 
@@ -33,7 +35,7 @@ def arguments(release, tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def rows(arguments, tmp_path_factory):
     output = tmp_path_factory.mktemp("self") / "rows"
-    main([*arguments, "--max_loss", "100", "--output", str(output)])
+    main([*arguments, "--max_loss", "100", "--output", str(output), "--device", "cpu"])
     return output
 
 
@@ -89,10 +91,31 @@ def test_a_killed_run_goes_on(arguments, rows, tmp_path, monkeypatch):
     assert load_from_disk(str(tmp_path / "rows"))["speech_ids"][:] == load_from_disk(str(rows))["speech_ids"][:]
 
 
+def test_tokens_of_another_speech_tokenizer_are_refused(rows, release, tiny_model, tmp_path):
+    """Its own model and its release take the rows; a model whose encoder has learned since does not."""
+    model = tiny_model()
+    found = read_fingerprints(rows)
+    assert found["speech_tokenizer"] == weights_fingerprint(model.encoder)
+    assert found["speaker_encoder"] == weights_fingerprint(model.speaker)
+    check_provenance([str(rows), str(tmp_path)], model)
+    check_provenance([str(rows)], AutoModel.from_pretrained(release))
+    encoder = AutoModel.from_pretrained(f"{release}/encoder")
+    next(encoder.parameters()).data += 1.0
+    model.replace_module("encoder", encoder)
+    with pytest.raises(ValueError, match=r"speech_ids of \['.*rows'\] .*another speech tokenizer.*self_speech --model"):
+        check_provenance([str(rows)], model)
+    # Rows from before there were fingerprints stay usable.
+    (tmp_path / "self_speech.json").write_text('{"seed": 0}')
+    check_provenance([str(tmp_path)], model)
+
+
 def test_unknown_voices_are_refused(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--voices", "anna", "carl", "--output", str(tmp_path / "rows")])
     assert "not ['carl']" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--device", "nowhere", "--output", str(tmp_path / "rows")])
+    assert "--device nowhere cannot be used" in capsys.readouterr().err
 
 
 def test_the_lm_learns_the_tokens_that_were_drawn(rows, tiny_model):

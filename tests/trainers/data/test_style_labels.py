@@ -17,6 +17,7 @@ from stages import make_folders, recipe_values, stage_recipe
 
 from e2e_tts.modeling import E2ETTSConfig
 from e2e_tts.trainers.data import style_labels
+from e2e_tts.trainers.data.provenance import read_fingerprints
 from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset, load_prepared
 from e2e_tts.trainers.data.style_labels import check_labels, mid_ranks, speaker_ranks
 from e2e_tts.trainers.data.style_signal import measure_style
@@ -135,6 +136,7 @@ def run(data: Path | str, output: Path, *extra: object) -> Dataset:
 def annotated(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "annotated"
     Dataset.from_list(tone_rows({"low": LOW, "high": HIGH, "rare": [150.0, 160.0]})).save_to_disk(folder)
+    (folder / "annotation.json").write_text('{"fingerprints": {"text_tokenizer": "one"}}')
     return folder
 
 
@@ -164,6 +166,8 @@ def test_levels_are_relative_to_the_speaker(annotated, styled):
     assert table["first/rare", "pitch"]["why_unspecified"] == "fewer than 20 clips"
     assert float(table["first/high", "pitch"]["median"]) == pytest.approx(215, rel=0.01)
     assert json.loads((styled / "styles.json").read_text())["min_clips"] == 20
+    # What tokens and embeddings were made by is known of the labelled rows too.
+    assert read_fingerprints(styled) == {"text_tokenizer": "one"}
 
 
 def test_a_stopped_run_goes_on_and_an_output_is_kept(annotated, styled, tmp_path, monkeypatch, capsys):
