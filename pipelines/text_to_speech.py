@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 from types import GeneratorType
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .long_text import PAUSE_SECONDS, named_part, split_pieces, split_text
+from .long_text import PAUSE_SECONDS, fit_parts, named_part, split_pieces, split_text
 from .voice_tools import VoiceTools
 from .watermark import Watermark, choose_watermark, load_watermark
 
@@ -126,7 +127,8 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         text: of any length, or pieces of it as they come, from a language model say; of these the first clause is
         spoken as soon as it is complete, then sentences. Sentences follow each other with a pause.
         chunking: fields of `e2e_tts.modeling.Chunking`, {"first": 6} for instance makes the first sound come earlier.
-        progress(number, count, part): called before each part; count is None for a text that comes in pieces.
+        progress(number, count, part): called before each part; count is None for a text that comes in pieces, and
+        changes where a part has more tokens than the processor takes, or nothing to speak.
         settings: as in a call.
 
         Yields {"audio": float32 (samples,), "sampling_rate": Hz, "watermarked": as in a call, "text": the part that is
@@ -134,25 +136,26 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         pauses have no ids and no mel. A watermark waits for no later chunk; see `WatermarkStream`.
 
         Raises at once for settings that cannot be used and, where the text is one string, for an unspeakable one. The
-        iterator raises what a call raises, after the chunks that were good.
+        iterator raises what a call raises, after the chunks that were good; a part in which nothing can be spoken is
+        left out with a warning.
         """
         _, settings, _ = self._sanitize_parameters(**settings)
         settings = {**self._forward_params, **settings}
         mark = self.find_watermark(settings.get("voice"), settings.pop("watermark", None))
-        count = None
         if isinstance(text, str):
             # A text with nothing to speak goes to the frontend as it is, whose message says what is wrong.
-            parts: Iterable[str] = split_text(text) or [text]
-            count = len(parts)
-            self.preprocess(parts[0])
+            whole = split_text(text) or [text]
+            parts = fit_parts(self, whole, len(whole))
+            first = next(parts)
+            self.preprocess(first[2])
+            parts = chain([first], parts)
         else:
-            parts = split_pieces(text)
-        return self._stream_parts(parts, count, chunking, pause_seconds, progress, settings, mark)
+            parts = fit_parts(self, split_pieces(text), None)
+        return self._stream_parts(parts, chunking, pause_seconds, progress, settings, mark)
 
     def _stream_parts(
         self,
-        parts: Iterable[str],
-        count: int | None,
+        parts: Iterator[tuple[int, int | None, str]],
         chunking: Any,
         pause_seconds: float,
         progress: Callable[[int, int | None, str], None] | None,
@@ -160,8 +163,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         mark: Watermark | None,
     ) -> Iterator[dict[str, Any]]:
         rate = self.model.config.sampling_rate
-        number = 0
-        for number, part in enumerate(parts, 1):
+        for number, count, part in parts:
             if progress is not None:
                 progress(number, count, part)
             if number > 1 and pause_seconds > 0:
@@ -169,8 +171,6 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
                 yield {"audio": pause, "sampling_rate": rate, "watermarked": mark is not None, "text": part}
             with named_part(part, number, count):
                 yield from self._stream_part(part, chunking, settings, mark)
-        if number == 0:
-            raise ValueError("There was nothing to speak in the text.")
 
     def _stream_part(
         self, part: str, chunking: Any, settings: dict[str, Any], mark: Watermark | None

@@ -115,11 +115,11 @@ def run_study(
 
     Raises ValueError for a text of too few parts, FileExistsError for an output that has parts already.
     """
-    parts, output = split_text(text), Path(output)
-    if len(parts) < FEWEST_PARTS:
-        raise ValueError(f"The text has {len(parts)} parts, at least {FEWEST_PARTS} are needed: give a longer one.")
+    count, output = len(split_text(text)), Path(output)
+    if count < FEWEST_PARTS:
+        raise ValueError(f"The text has {count} parts, at least {FEWEST_PARTS} are needed: give a longer one.")
     normalise, limits, process = load_normaliser(), FailureLimits(), psutil.Process()
-    lengths, memory, flags, start = [], [], [], time.perf_counter()
+    parts, lengths, memory, flags, start = [], [], [], [], time.perf_counter()
     if (output / "parts").exists():
         # Wavs of another text would be taken for parts of this one.
         raise FileExistsError(f"{output / 'parts'} exists, of another run: remove it or choose another output.")
@@ -127,6 +127,8 @@ def run_study(
     for number, speech in enumerate(speak_parts(pipe, text, pause_seconds=0.0, **settings)):
         rate = speech["sampling_rate"]
         write_speech(output / "parts" / f"{number:04d}.wav", speech["audio"], rate)
+        # As it was spoken: a part with too many figures is halved.
+        parts.append(speech["text"])
         lengths.append(len(speech["audio"]) / rate)
         flags.append(limits.flags(speech["audio"], rate, parts[number]))
         memory.append(process.memory_info().rss / MEBIBYTE)

@@ -109,6 +109,92 @@ def test_inventory_covers_lexicon_and_guesser():
         ("example.com", "example dot com"),
         ("v1.2.3", "v one dot two dot three"),
         ("10th-century", "tenth century"),
+        # Units beside names and acronyms.
+        ("In 2019 Ms. Jones", "In twenty nineteen Ms. Jones"),
+        ("In 2008 SEC rules", "In 2008 S E C rules"),
+        ("In 2020 HR departments", "In 2020 H R departments"),
+        ("In 2012 MB Holdings", "In 2012 M B Holdings"),
+        ("In 2020 Min Kim", "In twenty twenty Min Kim"),
+        ("Windows 11 MS Office", "Windows eleven M S Office"),
+        ("Chapter 5 L. Smith", "Chapter five L. Smith"),
+        (
+            "512 MB, 1024 MB and 3 GHz",
+            "five hundred and twelve megabytes, ten twenty four megabytes and three gigahertz",
+        ),
+        ("5 oz. of flour", "five ounces of flour"),
+        ("10 min. later", "ten minutes later"),
+        ("6 ft. 2 in", "six feet two in"),
+        ("It took 5 min. Then we left", "it took five minutes. Then we left"),
+        ("Wait 30s.", "wait thirty seconds."),
+        ("Wait 30s and go", "wait thirty seconds and go"),
+        ("a 90s timer", "a ninety seconds timer"),
+        ("the 30s", "the thirties"),
+        ("in her 30s", "in her thirties"),
+        ("for 80s music", "for eighties music"),
+        ("it took 1.5s", "it took one point five seconds"),
+        # Money.
+        ("20 $ or 5 € or 10£", "twenty dollars or five euros or ten pounds"),
+        ("-$5", "minus five dollars"),
+        ("$-5", "minus five dollars"),
+        ("US$50 and HK$5", "fifty U S dollars and five Hong Kong dollars"),
+        ("$2.50/month", "two dollars fifty cents per month"),
+        ("$1/kg", "one dollar per kilogram"),
+        ("$0.05", "five cents"),
+        ("€1.234,56", "one thousand two hundred and thirty four euros fifty six cents"),
+        ("5,50 €", "five euros fifty cents"),
+        ("$20-$30, $20-30", "twenty dollars to thirty dollars, twenty to thirty dollars"),
+        ("£1.5bn/year", "one point five billion pounds per year"),
+        ("the $ and the €", "the dollar and the euro"),
+        ("20 US$ and $.50", "twenty US dollars and fifty cents"),
+        ("$5-$10 million", "five to ten million dollars"),
+        (
+            "$1,234.56 and $2005",
+            "one thousand two hundred and thirty four dollars fifty six cents and two thousand and five dollars",
+        ),
+        # Times, ratios, ranges.
+        ("14:05:09", "14:05 and nine seconds"),
+        ("16:9 at 7:45", "sixteen to nine at seven forty five"),
+        ("10-20 km", "ten to twenty kilometers"),
+        ("5-10%", "five to ten percent"),
+        ("1914-18", "nineteen fourteen to eighteen"),
+        ("9:30-11:00", "9:30 to 11:00"),
+        ("2020-05-03", "May third, twenty twenty"),
+        ("555-1234, 3-2", "five hundred and fifty five twelve thirty four, three two"),
+        # Numbers.
+        ("1,234", "one thousand two hundred and thirty four"),
+        ("12345 and 1,005", "twelve thousand three hundred and forty five and one thousand and five"),
+        ("the 1,234th", "the one thousand two hundred and thirty fourth"),
+        ("1998 and 1,000,000", "nineteen ninety eight and one million"),
+        ("Python 3.10", "Python three point one zero"),
+        ("Version 2.0", "Version two point zero"),
+        ("3.14 and .5", "three point one four and zero point five"),
+        # Signs.
+        ("C# or F#", "C sharp or F sharp"),
+        ("3*4 = 12", "three times four equals twelve"),
+        ("2^8", "two to the power of eight"),
+        ("5 > 3 and <5%", "five greater than three and less than five percent"),
+        ("3 - 2 = 1", "three minus two equals one"),
+        ("5 >= 3, ≤5", "five greater than or equal to three, at most five"),
+        ("2-1/2 cups, 3.5/5 stars", "two and one half cups, three point five slash five stars"),
+        ("~5 *really* #new", "about five really hashtag new"),
+        ("§ 5 -> <b>", "section five, b"),
+        ("https://www.example.com", "W W W dot example dot com"),
+        (
+            "See http://example.com/my-page/?a=1.",
+            "see example dot com slash my dash page slash question mark a equals one.",
+        ),
+        # Abbreviations.
+        ("on Main St. He went", "on Main Street. He went"),
+        ("We love St. Peter", "We love Saint Peter"),
+        ("Visit St. Petersburg", "Visit Saint Petersburg"),
+        ("12 Main St. and", "twelve Main Street and"),
+        ("Acme Inc. She left", "Acme Incorporated. She left"),
+        ("Acme Inc. of Boston", "Acme Incorporated of Boston"),
+        ("lamps, etc. They", "lamps, et cetera. They"),
+        ("Plan B. Then", "Plan bee. Then"),
+        ("the U.S. The", "the U S. The"),
+        ("J. Smith", "J Smith"),
+        ("10 oz. 5 min. 2 sec", "10 ounces 5 minutes 2 seconds"),
     ],
 )
 def test_written_forms(frontend, written, spoken):
@@ -131,6 +217,32 @@ def test_deterministic_and_uncached_equal(frontend):
     assert [frontend(sentence) for sentence in reversed(SENTENCES)] == first[::-1]
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("We left at 5 p.m.", "Then it rained"),
+        ("We left at 7:45 p.m.", "The others stayed"),
+        ("This is plan B.", "It is good"),
+        ("She lives in the U.S.", "He does not"),
+        ("She lives on Main St.", "He does not"),
+        ("She works for Acme Inc.", "Bob does not"),
+    ],
+)
+def test_abbreviations_end_sentences(frontend, first, second):
+    assert frontend(f"{first} {second}.") == f"{frontend(first)} | {frontend(second)}"
+
+
+@pytest.mark.parametrize(
+    "text", ["written by J. Smith", "George W. Bush", "at 5 p.m. sharp", "the U.S. army", "Jr. of it"]
+)
+def test_abbreviations_within_sentences(frontend, text):
+    assert frontend(text).count(".") == 1
+
+
+def test_no_pause_inside_numbers(frontend):
+    assert "," not in frontend("1,234 of 12345 and $9,876.54 and 3,456,789")
+
+
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_empty_text(frontend, text):
     with pytest.raises(ValueError, match="empty"):
@@ -149,6 +261,22 @@ def test_left_out_words_are_reported_every_time(frontend):
     for _ in range(2):
         with pytest.warns(UserWarning, match="東京, 😀"):
             assert frontend("東京 tower 😀") == frontend("tower")
+
+
+@pytest.mark.parametrize(
+    ("text", "sign"),
+    [("Menu > File", ">"), ("a ^ b", r"\^"), (r"C:\\Users", r"\\"), ("press # now", "#"), ("press * now", r"\*")],
+)
+def test_signs_without_a_reading_are_reported(frontend, text, sign):
+    with pytest.warns(UserWarning, match=f"leaves out: {sign}"):
+        frontend(text)
+
+
+def test_what_cannot_be_spoken_is_read_as_nothing(frontend):
+    symbols, warning = frontend.read("東京")
+    assert symbols == "" and "東京" in warning
+    assert frontend.read("Hello, world") == (frontend("Hello, world"), "")
+    assert TextFrontend("none").read(" Hello,  world") == ("Hello, world", "")
 
 
 def test_ordinary_text_does_not_warn(frontend):

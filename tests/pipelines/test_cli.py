@@ -136,7 +136,8 @@ def test_speech_that_fails_leaves_what_was_spoken_before(folder, tmp_path, capsy
     expected = read()
     output.unlink()
     capsys.readouterr()
-    assert cli.main(["speak", f"{good} 東京東京東京 東京東京東京 東京東京. And this is the last one.", *options]) == 1
+    bad = "The third one has a {HH AH0 L OWW1} in it. And this is the last one."
+    assert cli.main(["speak", f"{good} {bad}", *options]) == 1
     error = last_error(capsys)
     assert "part 3 of 4" in error and str(output) in error and re.search(r"\d\.\d s of speech", error)
     assert np.array_equal(read(), expected)

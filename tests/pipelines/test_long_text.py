@@ -2,15 +2,18 @@
 
 import random
 import re
+import warnings
 
 import numpy as np
 import pytest
 
 from e2e_tts.modeling.abbreviations import _MAY_END, ABBREVIATIONS
+from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 from e2e_tts.pipelines.long_text import (
     MAX_CHARACTERS,
     MIN_CHARACTERS,
     TextSplitter,
+    fit_parts,
     speak_long,
     speak_parts,
     split_pieces,
@@ -22,6 +25,7 @@ OPENINGS = ("Dr. Smith", "Mrs. Jones", "Prof. Lee", "Davis Jr. and", "On Jan. 3 
             "It", "Nobody", "At 7:45 he", "For $3.50 they", "“Well,” she said; he")  # fmt: skip
 ENDS = (".", ".", ".", "!", "?", "...", ".”", "?)")
 PIECES = (*WORDS, "Dr.", "etc.", "vol.", "Ave.",
+          "p.m.", "B.", "Main St.", "Then", "He", "5 oz.", "“No!” he", "- so",
           "no...", "so!", "why?", "3.5", "end.", "“Yes.”", ",", ".", "—", "(", "\n\n", "\n",
           "你好。", "吗？，", "我们一起去公园" * 3, "{HH AH0 L OW1}", "x" * 45,
           "supercalifragilisticexpialidocious;")  # fmt: skip
@@ -97,7 +101,15 @@ def test_parts_do_not_depend_on_the_pieces(eager):
         ["They sell tables, lamps, chairs, etc. at a good price, i.e. for less than approx. fifty."],
         ["What you are looking for is in vol. 3, on pp. 12 to 14, and drawn in fig. 7 of no. 5."],
         ["The meeting of the committee was moved from Jan. 5 to the first days of Sept. this year."],
+        ["They were written by J. Smith, by George W. Bush and by the people of the U.S. army."],
+        ["Visit the town of St. Petersburg, or mix 5 oz. of flour with 3 lb. of sugar for 10 min. at least."],
         # The same at the end of a sentence.
+        [
+            "The train came at exactly 5 p.m.",
+            "Then we left, all following plan B.",
+            "She now lives somewhere in the U.S.",
+        ],
+        ["He lives in a house on Main St.", "She was working for Acme Inc.", "The other two live with us."],
         ["The house where we live now is on Fifth Ave.", "They sell tables, lamps, chairs, etc."],
         ["We have eaten every single fig.", "The room is as large as the min.", "He was asked, and the answer was no."],
         # An empty line ends a sentence whatever stands before it.
@@ -108,6 +120,26 @@ def test_full_stops_of_abbreviations(sentences):
     text = " ".join([*sentences, "And here is another sentence."])
     expected = [*(sentence.strip() for sentence in sentences), "And here is another sentence."]
     assert split_text(text) == expected
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        '"You must come back here again!" he shouted.',
+        "“Is it really you, my dear old friend?” (he asked) and left.",
+        "we would like to go there... but then we did not go",
+        "She went to the shop on the corner ... and never came back.",
+        "mix everything with 5 oz. of flour for 10 min. or so",
+        "The whole of it was about 5 vols. or more, as they say.",
+    ],
+)
+def test_sentences_do_not_end_before_small_letters(sentence):
+    assert split_text(f"{sentence} And here is another sentence.")[0].startswith(sentence)
+
+
+def test_small_letters_tell_nothing_where_there_are_no_others():
+    sentences = ["so this is how it all began.", "i do not know what to say."]
+    assert split_text(" ".join(sentences)) == sentences
 
 
 def test_abbreviations_that_may_end_a_sentence_are_known_ones():
@@ -174,6 +206,69 @@ def test_failed_speech_is_tried_again():
         speak_long(fake_pipe([], fails=3), text, seed=7)
     with pytest.raises(ValueError, match="attempts"):
         speak_long(fake_pipe([]), text, attempts=0)
+
+
+class ProcessorPipe:
+    """What `fit_parts` and `speak_parts` need of a pipeline."""
+
+    def __init__(self, max_text_tokens: int = 400) -> None:
+        self.processor = TextToSpeechProcessor.build(max_text_tokens=max_text_tokens)
+        self.spoken: list[str] = []
+
+    def __call__(self, text: str) -> dict:
+        assert self.processor(text=text)["text_ids"].shape[1] <= self.processor.max_text_tokens
+        self.spoken.append(text)
+        return {"audio": np.zeros(10, dtype=np.float32), "sampling_rate": 100}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4815162342 " * 14,
+        "4815162342" * 15,
+        "https://www.example.com/search?" + "&".join(f"name_{number}=value-{number}" for number in range(12)),
+        "W W W dot {HH AH0 L OW1 | W ER1 L D} XKCD " * 4,
+    ],
+)
+def test_parts_of_too_many_tokens_are_halved(text):
+    pipe = ProcessorPipe(max_text_tokens=100)
+    seen = []
+    before, after = "The first sentence is this one.", "And this is the last of them."
+    list(speak_parts(pipe, f"{before} It is {text.strip()}. {after}", lambda *step: seen.append(step)))
+    assert len(pipe.spoken) > 4 and (pipe.spoken[0], pipe.spoken[-1]) == (before, after)
+    # Nothing is lost, said twice or cut inside a pronunciation.
+    assert "".join("".join(pipe.spoken).split()) == "".join(f"{before}It is{text}.{after}".split())
+    assert all(part.count("{") == part.count("}") for part in pipe.spoken)
+    assert [number for number, _, _ in seen] == list(range(1, len(pipe.spoken) + 1))
+    assert seen[-1][:2] == (len(pipe.spoken), len(pipe.spoken))
+
+
+def test_parts_that_nothing_can_speak_are_left_out():
+    pipe, first, last = ProcessorPipe(), "The first sentence is this one.", "And this is the last of them."
+    seen = []
+    with pytest.warns(UserWarning, match="leaves out: Она, пришла, домой, очень, поздно") as warned:
+        list(speak_parts(pipe, f"{first} Она пришла домой очень поздно. {last}", lambda *step: seen.append(step)))
+    assert len(warned) == 1 and pipe.spoken == [first, last]
+    assert seen == [(1, 3, first), (2, 2, last)]
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"Nothing in .* can be spoken"):
+        speak_long(pipe, "Она пришла домой очень поздно. Она пришла домой очень рано.")
+    # The error is enough where there is one part, and what is wrong in a part is said with its number.
+    with warnings.catch_warnings(), pytest.raises(ValueError, match=r"Nothing in .* can be spoken"):
+        warnings.simplefilter("error")
+        speak_long(pipe, "Она пришла.")
+    with pytest.raises(ValueError, match=r"OWW1.*In part 2 of 2"):
+        speak_long(pipe, f"{first} And this is {{HH AH0 L OWW1}} it.")
+
+
+def test_parts_that_come_in_pieces_fit_too():
+    pipe = ProcessorPipe(max_text_tokens=60)
+    parts = ["A short one.", "東京東京", "4815162342 " * 4]
+    with pytest.warns(UserWarning, match="東京"):
+        fitting = list(fit_parts(pipe, iter(parts), None))
+    assert [number for number, *_ in fitting] == list(range(1, len(fitting) + 1)) and len(fitting) > 2
+    assert all(count is None for _, count, _ in fitting)
+    with pytest.raises(ValueError, match="nothing to speak"):
+        list(fit_parts(pipe, iter([]), None))
 
 
 def test_a_reference_is_listened_to_once():

@@ -79,11 +79,21 @@ def test_what_cannot_be_spoken_is_said_at_once(pipe, text, settings, error, mess
         pipe.stream(text, **settings)
 
 
+def test_what_does_not_fit_into_a_part(pipe):
+    seen = []
+    text = f"東京東京東京 東京東京東京 東京東京。 The first sentence is this one. It is {'4815162342 ' * 14}"
+    with pytest.warns(UserWarning, match="東京"):
+        chunks = list(pipe.stream(text, progress=lambda *step: seen.append(step), **SETTINGS))
+    parts = list(dict.fromkeys(chunk["text"] for chunk in chunks))
+    assert parts == [part for _, _, part in seen] and parts[0] == "The first sentence is this one."
+    assert len(parts) > 2 and " ".join(parts[1:]) == f"It is {'4815162342 ' * 14}".strip()
+
+
 def test_what_goes_wrong_later(tiny_model, processor, pipe):
     with pytest.raises(ValueError, match="nothing to speak"):
         list(pipe.stream([" ", "\n"]))
-    with pytest.raises(ValueError, match=r"In part 2 of 2.*東京"):
-        list(pipe.stream("The first sentence is this one. 東京東京東京 東京東京東京 東京東京.", **SETTINGS))
+    with pytest.raises(ValueError, match=r"OWW1.*In part 2 of 2"):
+        list(pipe.stream("The first sentence is this one. The second one is {HH AH0 L OWW1} there.", **SETTINGS))
     model = tiny_model()
     endless = TextToSpeechPipeline(model=model, processor=processor, device="cpu")
     model.lm.end_head.bias.data.fill_(-1e4)

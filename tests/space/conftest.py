@@ -12,7 +12,7 @@ import pytest
 from e2e_tts.pipelines import TextToSpeechPipeline
 
 SPACE = Path(__file__).resolve().parents[2] / "space"
-LONGEST_TEXT = 60  # tokens of the tiny model's processor, so that its own limit comes before the demo's
+LONGEST_TEXT = 60  # tokens of the tiny model's processor, so that texts which the demo takes are more than that
 
 
 @pytest.fixture(scope="session")
