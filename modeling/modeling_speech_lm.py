@@ -199,10 +199,10 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """[speaker, start, text ..., task] -> embeddings (B, N + 3, d), mask, positions, and the first code's position.
 
-        Text padding stays where it is and is masked; positions are those of the unpadded sequence, so that an
-        utterance is the same alone and in a batch. tokens_per_symbol is the speaking rate that "aligned" positions
-        need, in speech tokens per text token: one a row (B,), or one a text token (B, N). style_levels (B, S) are added at the speaker's place, so that
-        a model without styles can be given some without moving any position.
+        Text padding stays where it is and is masked; positions are those of the unpadded sequence, so that an utterance
+        is the same alone and in a batch. tokens_per_symbol is the speaking rate that "aligned" positions need, in
+        speech tokens per text token: one a row (B,), or one a text token (B, N). style_levels (B, S) are added at the
+        speaker's place, so that a model without styles can be given some without moving any position.
         """
         batch, length = text_ids.shape
         text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()

@@ -4,6 +4,7 @@ The file travels with checkpoints.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,10 +26,15 @@ ATTEMPTS = 3
 _CLOSERS = "\"'”’)\\]」』）》"
 _PARAGRAPH_END = r"\n\s*\n"
 _SENTENCE_END = re.compile(
-    rf"(?:(?<=[!?…])|\.)[{_CLOSERS}]*\s+|(?<=[。！？])[{_CLOSERS}]*\s*|{_PARAGRAPH_END}"
+    rf"(?:(?<=[!?…])|\.)[{_CLOSERS}]*\s+|(?P<always>(?<=[。！？])[{_CLOSERS}]*\s*|{_PARAGRAPH_END})"
 )
-_CLAUSE_END = re.compile(r"(?<=[,;:—–])\s+|(?<=[，、；：])\s*")
+_CLAUSE_END = re.compile(rf"(?<=[,;:—–])\s+|(?<=[!?…])[{_CLOSERS}]*\s+|(?<=[，、；：])\s*")
 _WORD_END = re.compile(r"\s+")
+_SIGN_END = re.compile(r"(?<=[^\w\s])")
+# What may stand before the first word of a sentence, and that word.
+_OPENERS = re.compile(r"[\"'“‘(\[—–-]*\s*")
+_LETTERS = re.compile(r"[^\W\d_]*")
+_LONGEST_WORD = 40
 _IDEOGRAPH = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _IDEOGRAPH_END = re.compile(f"(?<={_IDEOGRAPH.pattern})(?={_IDEOGRAPH.pattern})")
 
@@ -48,6 +54,7 @@ class TextSplitter:
         self.eager = eager
         self._text = ""  # what no part holds yet
         self._short = ""  # sentences waiting for the next one
+        self._complete = False  # whether no more text will come
 
     def push(self, piece: str) -> Iterator[str]:
         """Takes more text and yields the parts that are now complete."""
@@ -57,6 +64,7 @@ class TextSplitter:
 
     def finish(self) -> Iterator[str]:
         """Yields what is left once no more text comes."""
+        self._complete = True
         yield from self.push("")
         yield from self._take(len(self._text))
         if _is_spoken(self._short):
@@ -65,15 +73,29 @@ class TextSplitter:
 
     def _next_end(self) -> int | None:
         """Where the first part of the text ends, if it is known by now."""
-        found = _first_end(_SENTENCE_END, self._text, _ends_sentence)
+        found, is_sure = self._sentence_end()
         sentence = self._text[:found].rstrip()
         if self.eager:
             clause = _first_end(_CLAUSE_END, self._text, _ends_clause)
             if clause is not None and (found is None or clause < found):
-                return clause if _length(self._text[:clause].rstrip()) <= self.max_characters else self._cut(found)
+                fits = _length(self._text[:clause].rstrip()) <= self.max_characters
+                return clause if fits else self._cut(found if is_sure else None)
         if _length(sentence) > self.max_characters:
-            return self._cut(found)
-        return found
+            return self._cut(found if is_sure else None)
+        return found if is_sure else None
+
+    def _sentence_end(self) -> tuple[int | None, bool]:
+        """Where the first sentence ends, and whether that is sure: if not, the word after it has not come yet."""
+        for match in _SENTENCE_END.finditer(self._text):
+            if match.end() == len(self._text):
+                break
+            if match["always"] is not None or re.search(_PARAGRAPH_END, match[0]):
+                return match.end(), True
+            start = _OPENERS.match(self._text, match.end()).end()
+            is_sure = self._complete or _LETTERS.match(self._text, start).end() < len(self._text)
+            if not is_sure or _ends_sentence(match, self._text[start : start + _LONGEST_WORD]):
+                return match.end(), is_sure
+        return None, True
 
     def _cut(self, sentence_end: int | None) -> int | None:
         """The end of as many clauses, else words, else ideographs, of a long sentence as fit, else of its first word;
@@ -124,11 +146,13 @@ def _ends_clause(match: re.Match) -> bool:
     return _length(match.string[: match.end()]) >= MIN_CHARACTERS
 
 
-def _ends_sentence(match: re.Match) -> bool:
-    """Whether a match of _SENTENCE_END, after which the text goes on, is more than the full stop of an abbreviation."""
-    if not match[0].startswith(".") or re.search(_PARAGRAPH_END, match[0]):
-        return True
-    return not sentence_goes_on(match.string[: match.start()], match.string[match.end()])
+def _ends_sentence(match: re.Match, after: str) -> bool:
+    """Whether a match of _SENTENCE_END is neither an abbreviation's full stop nor a mark inside a sentence, as in
+    "Come back!" he shouted ... and left. after: what follows, from its first letter."""
+    before = match.string[: match.start()]
+    if match[0].startswith(".") and not before.endswith("."):
+        return not sentence_goes_on(before, after)
+    return not after[:1].islower()
 
 
 def _length(text: str) -> int:
@@ -166,18 +190,20 @@ def speak_parts(
     """Speaks a text of any length with a TextToSpeechPipeline, part by part, in memory for one part.
 
     Yields what a call gives and "text", the part; every part but the first begins with a
-    pause, so the parts put together are the speech. progress(number, count, part) is called before each part. Where
-    speech fails (it finds no end, say), it is tried again, with a seed given with that plus 1, 2 and so on.
+    pause, so the parts put together are the speech. progress(number, count, part) is called before each part; the count
+    may change, see `fit_parts`. Where speech fails (it finds no end, say), it is tried again, with a seed given with
+    that plus 1, 2 and so on.
 
-    Raises what the pipeline raises, naming the part where there are several.
+    Warns of parts in which nothing can be spoken. Raises what the pipeline raises, naming the part where there are
+    several.
     """
     settings = _with_one_voice(pipe, settings)
     # A text with nothing to speak goes to the pipeline as it is, whose message says what is wrong.
     parts = split_text(text) or [text]
-    for number, part in enumerate(parts, 1):
+    for number, count, part in fit_parts(pipe, parts, len(parts)):
         if progress is not None:
-            progress(number, len(parts), part)
-        with named_part(part, number, len(parts)):
+            progress(number, count, part)
+        with named_part(part, number, count):
             speech = _speak(pipe, part, attempts, settings)
         if number > 1:
             pause = np.zeros(round(pause_seconds * speech["sampling_rate"]), dtype=np.float32)
@@ -197,6 +223,69 @@ def speak_long(
     parts = list(speak_parts(pipe, text, progress, pause_seconds, attempts, **settings))
     same = {name: value for name, value in parts[0].items() if name != "text"}
     return {**same, "audio": np.concatenate([part["audio"] for part in parts])}
+
+
+def fit_parts(pipe: Any, parts: Iterable[str], count: int | None) -> Iterator[tuple[int, int | None, str]]:
+    """Parts as the pipeline can speak them, each with its number and how many there are, as far as is known.
+
+    A part of more tokens than the processor takes, figures or an address say, is halved until it fits; one in which
+    nothing can be spoken is left out with the frontend's warning. count: of the parts, None if not known.
+
+    Raises ValueError where nothing is left to speak, and for wrong pronunciations.
+    """
+    number, part = 0, ""
+    for part in parts:
+        with named_part(part, number + 1, count):
+            # What is wrong with the only part is said by the pipeline's error, without a warning before it.
+            pieces = list(_fitting(pipe, part, warn=count != 1))
+        if not pieces and count == 1:
+            break
+        if count is not None:
+            count += len(pieces) - 1
+        for piece in pieces:
+            number += 1
+            yield number, count, piece
+    if number == 0:
+        if part:
+            pipe.processor.text_frontend(part)
+        raise ValueError("There was nothing to speak in the text.")
+
+
+def _fitting(pipe: Any, part: str, warn: bool = True) -> Iterator[str]:
+    processor = getattr(pipe, "processor", None)
+    read = getattr(getattr(processor, "text_frontend", None), "read", None)
+    # Another kind of pipeline, or an older processor; or a text that the pipeline itself refuses.
+    if read is None or not _is_spoken(part):
+        yield part
+        return
+    symbols, warning = read(part)
+    if not symbols:
+        if warn and warning:
+            warnings.warn(warning, stacklevel=2)
+        return
+    tokens = processor.tokenizer(symbols, add_special_tokens=False)["input_ids"]
+    middle = _middle(part) if len(tokens) > processor.max_text_tokens else None
+    if middle is None:
+        yield part
+        return
+    for half in (part[:middle].strip(), part[middle:].strip()):
+        if _is_spoken(half):
+            yield from _fitting(pipe, half)
+
+
+def _middle(part: str) -> int | None:
+    """The end of a word nearest to the middle, else that of a sign, else the middle; None inside a pronunciation."""
+    half = len(part) / 2
+    places = range(1, len(part))
+    for ends in (
+        [match.end() for match in _WORD_END.finditer(part)],
+        [match.end() for match in _SIGN_END.finditer(part)],
+        places,
+    ):
+        fitting = [end for end in ends if end in places and part.rfind("{", 0, end) <= part.rfind("}", 0, end)]
+        if fitting:
+            return min(fitting, key=lambda end: abs(end - half))
+    return None
 
 
 @contextmanager

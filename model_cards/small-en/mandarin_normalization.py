@@ -60,10 +60,15 @@ _CURRENCIES = {"HK$": "港元", "US$": "美元", "$": "美元", "¥": "元", "�
 _MONEY = re.compile(
     rf"({'|'.join(re.escape(sign) for sign in _CURRENCIES)})\s?({_NUMBER}(?:{_TO}{_NUMBER})?)\s?([百千万亿]*)"
 )
+_MONEY_SIGN_LAST = re.compile(
+    rf"(?<![\d.])({_NUMBER}(?:{_TO}{_NUMBER})?)\s?([百千万亿]*)\s?({'|'.join(map(re.escape, _CURRENCIES))})(?!\s?\d)"
+)
 _SIGNS = {
     **{"+": "加", "=": "等于", "×": "乘以", "÷": "除以", "±": "正负", "&": "和", "@": " at ", "%": "百分号"},
     **{"≈": "约等于", "≠": "不等于", "≥": "大于等于", "≤": "小于等于", "²": "的平方", "³": "的立方", "→": ","},
 }
+# Elsewhere these are marks of another kind: a bullet, an arrow.
+_BETWEEN_NUMBERS = {"*": "乘以", ">": "大于", "<": "小于"}
 # What stands after a number of two that is read 两 and not 二.
 _MEASURES = (
     "个|只|条|张|块|瓶|杯|碗|盒|包|份|本|辆|台|匹|头|位|亩|件|家|岁|斤|公斤|公里|公分|千米|千克|千瓦|米|厘米|毫米|吨|升|毫升|元|美元|"
@@ -128,6 +133,9 @@ def _write_units(text: str) -> str:
     """What is written in Latin letters or signs around a number: units, money, codes."""
     text = re.sub(rf"(?<![A-Za-z\d.)])-\s?(?={_NUMBER}\s?°)", "零下", text)
     text = _MONEY.sub(lambda match: f"{_short(match[2])}{match[3]}{_CURRENCIES[match[1]]}", text)
+    text = _MONEY_SIGN_LAST.sub(lambda match: f"{_short(match[1])}{match[2]}{_CURRENCIES[match[3]]}", text)
+    # Years, before their letter is taken for seconds; `_write_dates` reads the digits.
+    text = re.sub(r"(?<![\d.])((?:1\d|20)\d0)'?s(?![A-Za-z])(?:\s?年代)?", r"\1年代", text)
     text = _UNIT.sub(lambda match: _UNITS[match[1].lower()], text)
     text = _LETTER_UNIT.sub(lambda match: match[1] + _LETTER_UNITS[match[2]], text)
     text = re.sub(r"(?<![A-Za-z])[Nn]o\.\s?(?=\d)", "第", text)
@@ -145,6 +153,9 @@ def _write_numbers(text: str) -> str:
     text = re.sub(rf"({_NUMBER})\s?‰", r"千分之\1", text)
     # Beside an equals sign a hyphen is a minus, elsewhere between numbers a range.
     text = re.sub(rf"({_NUMBER})\s?-\s?(?={_NUMBER}\s?=)", r"\1减", text)
+    text = re.sub(rf"(?<=\d)\s?\^\s?({_NUMBER})", r"的\1次方", text)
+    for sign, words in _BETWEEN_NUMBERS.items():
+        text = re.sub(rf"(?<=\d)\s?{re.escape(sign)}\s?(?=\d)", words, text)
     text = re.sub(rf"(?<=\d)([{HAN}]{{0,4}}){_TO}(?=\d|零下)", r"\1到", text)
     text = re.sub(r"(?<![A-Za-z\d)])-\s?(?=\d)", "负", text)
     text = re.sub(r"(?<![\d.])(\d+)/(\d+)(?![\d.])", r"\2分之\1", text)

@@ -95,7 +95,8 @@ class RewardModel(PreTrainedModel):
         emotion_labels (B,): classes, -100 where unlabelled.
         """
         mask = codes.new_ones(codes.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-        hidden_states = self.conformer(self.from_code(codes) * mask[..., None], mask)
+        hidden_states = self.from_code(codes.to(self.from_code.weight.dtype))
+        hidden_states = self.conformer(hidden_states * mask[..., None], mask)
         output = RewardModelOutput()
         if self.ctc_head is not None:
             batch, tokens = mask.shape

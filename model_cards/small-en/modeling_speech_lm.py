@@ -63,7 +63,7 @@ class CodeKeys(nn.Module):
         self.outer = nn.Linear(inner_size, hidden_size)
 
     def forward(self, codebook: torch.Tensor) -> torch.Tensor:
-        return self.outer(nn.functional.gelu(self.inner(codebook)))
+        return self.outer(nn.functional.gelu(self.inner(codebook.to(self.inner.weight.dtype))))
 
 
 class LengthLimits(LogitsProcessor):
@@ -165,7 +165,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Hard or soft codes (B, T, D) -> embeddings (B, T, d)."""
-        return self.code_embedding(codes)
+        return self.code_embedding(codes.to(self.control_embedding.weight.dtype))
 
     def embed_ids(self, ids: torch.LongTensor) -> torch.Tensor:
         """Output ids (codes, then controls) (B, T) -> embeddings (B, T, d)."""
@@ -199,10 +199,10 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """[speaker, start, text ..., task] -> embeddings (B, N + 3, d), mask, positions, and the first code's position.
 
-        Text padding stays where it is and is masked; positions are those of the unpadded sequence, so that an
-        utterance is the same alone and in a batch. tokens_per_symbol (B,) is the speaking rate that "aligned"
-        positions need, in speech tokens per text token. style_levels (B, S) are added at the speaker's place, so that
-        a model without styles can be given some without moving any position.
+        Text padding stays where it is and is masked; positions are those of the unpadded sequence, so that an utterance
+        is the same alone and in a batch. tokens_per_symbol is the speaking rate that "aligned" positions need, in
+        speech tokens per text token: one a row (B,), or one a text token (B, N). style_levels (B, S) are added at the
+        speaker's place, so that a model without styles can be given some without moving any position.
         """
         batch, length = text_ids.shape
         text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()
@@ -228,7 +228,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             if tokens_per_symbol is None:
                 raise ValueError('text_positions="aligned" needs tokens_per_symbol (B,): speech tokens per text token.')
             zero = index.new_zeros((batch, 1))
-            text_positions = (index + 0.5) * tokens_per_symbol.to(index)[:, None]
+            rate = tokens_per_symbol.to(index)
+            text_positions = (index + 0.5) * rate[:, None] if rate.dim() == 1 else rate.cumsum(dim=1) - 0.5 * rate
             positions = torch.cat([zero, zero, text_positions, zero], dim=1)
             first = index.new_ones((batch,))
         else:
@@ -318,6 +319,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         tokens_per_symbol: torch.Tensor | None = None,
         style_levels: torch.LongTensor | None = None,
         prompt_ids: torch.LongTensor | None = None,
+        prompt_symbols: int | None = None,
         top_k: int = 25,
         top_p: float = 0.8,
         temperature: float = 1.0,
@@ -330,10 +332,11 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         streamer: BaseStreamer | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
     ) -> GeneratedCodes:
-        """Samples codes for text (B, N), optionally continuing prompt_ids (B, P) whose text begins `text_ids`.
+        """Samples codes for text (B, N), optionally continuing prompt_ids (B, P), which say the first prompt_symbols of
+        `text_ids`. Raises ValueError for one of the two without the other.
 
-        The length lies between min and max_tokens_per_symbol times the row's number of text tokens (less the
-        prompt's); END_OF_SPEECH is impossible before, and a row that reached the limit is not `finished`.
+        The length lies between min and max_tokens_per_symbol times the number of the row's other text tokens;
+        END_OF_SPEECH is impossible before, and a row that reached the limit is not `finished`.
         `temperature` 0 is greedy. `generator` draws the codes; by default the process's own does. text_guidance above 1
         makes the codes follow the text more closely, for an LM that has also learned without text (`text_dropout` of
         the recipes), at the cost of a second row for each; 1 is off.
@@ -341,7 +344,9 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         """
         batch, length = text_ids.shape
         text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()
-        symbols = text_mask.sum(dim=1)
+        if (prompt_ids is None) != (prompt_symbols is None):
+            raise ValueError("prompt_ids and prompt_symbols (how much of text_ids they say) belong together.")
+        symbols = text_mask.sum(dim=1) - (prompt_symbols or 0)
         if text_guidance != 1.0:
             text_ids, speaker_embedding, tokens_per_symbol, style_levels, prompt_ids = (
                 None if value is None else torch.cat([value, value])
@@ -358,8 +363,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             mask = torch.cat([mask, mask.new_ones(prompt_ids.shape)], dim=1)
             steps = torch.arange(prompt_length, device=first.device)
             positions = torch.cat([positions, first[:, None] + steps], dim=1)
-        shortest = ((symbols * min_tokens_per_symbol).long() - prompt_length).clamp_min(1)
-        longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long() - prompt_length)
+        shortest = (symbols * min_tokens_per_symbol).long().clamp_min(1)
+        longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long())
         limits = LengthLimits(shortest, longest, self.end_token_id)
         processors = LogitsProcessorList([] if text_guidance != 1.0 else [limits])
         if temperature > 0:

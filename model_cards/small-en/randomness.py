@@ -22,20 +22,15 @@ def seeded_noise(
     shape: tuple[int, int],
     device: torch.device | str = "cpu",
     kind: str = "normal",
-    first: int = 0,
 ) -> torch.Tensor:
     """Noise (B, T, n), drawn frame after frame, so that padding an utterance does not change its own noise.
 
-    kind: "normal", "gumbel" (standard, for the Gumbel-Softmax trick) or "uniform" in [0, 1). first: the frame of the
-    utterance at which the noise begins; a part of an utterance then gets the noise that it has in the whole.
+    kind: "normal", "gumbel" (standard, for the Gumbel-Softmax trick) or "uniform" in [0, 1).
     """
-    shape = (first + shape[0], *shape[1:])
     rows = []
     for generator in _generators(seeds, salt):
         if kind == "normal":
-            # torch.randn fills in blocks that depend on the size of the tensor; uniforms come one after the other.
-            uniform = torch.rand((*shape, 2), generator=generator).clamp_min(1e-12)
-            rows.append((-2.0 * uniform[..., 0].log()).sqrt() * torch.cos(2.0 * torch.pi * uniform[..., 1]))
+            rows.append(_normal(shape, generator))
         elif kind == "gumbel":
             uniform = torch.rand(shape, generator=generator).clamp(1e-10, 1.0 - 1e-7)
             rows.append(-(-uniform.log()).log())
@@ -43,4 +38,34 @@ def seeded_noise(
             rows.append(torch.rand(shape, generator=generator))
         else:
             raise ValueError(f"Unknown kind of noise {kind!r}; use 'normal', 'gumbel' or 'uniform'.")
-    return torch.stack(rows)[:, first:].to(device)
+    return torch.stack(rows).to(device)
+
+
+def _normal(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    # torch.randn fills in blocks that depend on the size of the tensor; uniforms come one after the other.
+    uniform = torch.rand((*shape, 2), generator=generator).clamp_min(1e-12)
+    return (-2.0 * uniform[..., 0].log()).sqrt() * torch.cos(2.0 * torch.pi * uniform[..., 1])
+
+
+class NoiseWindow:
+    """The normal noise of one utterance, that of `seeded_noise`, in windows that only move forward.
+
+    What lies before the last window is forgotten, so memory and time do not grow with the utterance.
+    """
+
+    def __init__(self, seeds: torch.Tensor | Sequence[int], salt: int, size: int) -> None:
+        """seeds (1,) and salt key the noise, size is its number of columns."""
+        (self._generator,) = _generators(seeds, salt)
+        self._first, self._kept = 0, torch.zeros(0, size)
+
+    def take(self, first: int, count: int) -> torch.Tensor:
+        """Frames first to first + count of the utterance, (1, count, n).
+
+        Raises ValueError for a window that begins before the last one.
+        """
+        if first < self._first:
+            raise ValueError(f"The noise before frame {self._first} is forgotten, so none begins at {first}.")
+        if (missing := first + count - self._first - len(self._kept)) > 0:
+            self._kept = torch.cat([self._kept, _normal((missing, self._kept.shape[1]), self._generator)])
+        self._kept, self._first = self._kept[first - self._first :], first
+        return self._kept[None, :count]

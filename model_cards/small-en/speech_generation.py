@@ -189,6 +189,10 @@ class SpeechGenerationMixin(VoiceMixin):
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
+        if speed != 1.0 and self.lm.config.text_positions != "aligned":
+            raise ValueError(
+                "This checkpoint decides itself how fast it speaks: speed needs an LM with text_positions='aligned'."
+            )
         check_candidates(candidates, ctc_labels, self.reward)
         given = {name: value for name, value in sampling.items() if name not in STOCK_PIPELINE_SETTINGS}
         batch = text_ids.shape[0]
@@ -200,15 +204,22 @@ class SpeechGenerationMixin(VoiceMixin):
             if speed != 1.0 and bool((speeds != 1.0).any()):
                 raise ValueError(f"speed and the style {RATE!r} set the same thing: give one of them.")
             style_levels, speed = style_levels.to(self.device), speed * speeds.to(self.device)
-        prompt_ids = None
-        if condition.prompt is not None and condition.prompt.prompt_text_ids is not None:
-            prompt_text_ids = condition.prompt.prompt_text_ids.to(text_ids).expand(batch, -1)
-            text_ids = torch.cat([prompt_text_ids, text_ids], dim=1)
-            text_mask = nn.functional.pad(text_mask, (prompt_text_ids.shape[1], 0), value=True)
-            prompt_ids = condition.prompt.prompt_ids.to(text_ids).expand(batch, -1)
         rate = condition.tokens_per_symbol
         if tokens_per_symbol is not None:
             rate = torch.as_tensor(tokens_per_symbol, device=self.device).float().expand(batch)
+        rate = rate / speed
+        # Slow speech is long.
+        limit = max(LONGEST_SYMBOL, 2.0 * float(rate.max()))
+        prompt_ids = prompt_symbols = None
+        if condition.prompt is not None and condition.prompt.prompt_text_ids is not None:
+            prompt_text_ids = condition.prompt.prompt_text_ids.to(text_ids).expand(batch, -1)
+            prompt_ids = condition.prompt.prompt_ids.to(text_ids).expand(batch, -1)
+            prompt_symbols = prompt_text_ids.shape[1]
+            # The prompt lasts as long as it does, whatever the speed of what follows.
+            prompt_rate = rate.new_full((batch, prompt_symbols), prompt_ids.shape[1] / prompt_symbols)
+            rate = torch.cat([prompt_rate, rate[:, None].expand(text_ids.shape)], dim=1)
+            text_ids = torch.cat([prompt_text_ids, text_ids], dim=1)
+            text_mask = nn.functional.pad(text_mask, (prompt_symbols, 0), value=True)
         # A generator of its own, so that other threads that draw numbers do not disturb a seeded call. Its state comes
         # from the process's generator where no seed is given. The noise is keyed before the LM draws: a stream needs
         # it then.
@@ -219,12 +230,12 @@ class SpeechGenerationMixin(VoiceMixin):
             "text_ids": text_ids,
             "text_mask": text_mask,
             "speaker_embedding": condition.embedding,
-            "tokens_per_symbol": rate / speed,
+            "tokens_per_symbol": rate,
             "style_levels": self.style_columns(style_levels, "lm"),
             "prompt_ids": prompt_ids,
+            "prompt_symbols": prompt_symbols,
             "generator": generator,
-            # Slow speech is long.
-            "max_tokens_per_symbol": max(LONGEST_SYMBOL, 2.0 * float((rate / speed).max())),
+            "max_tokens_per_symbol": limit,
             **self.config.sampling,
             **given,
         }

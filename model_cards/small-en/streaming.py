@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from .fsq import FiniteScalarQuantizer
-from .modeling_flow_decoder import FlowDecoderModel
+from .modeling_flow_decoder import NOISE, FlowDecoderModel
 from .modeling_vocoder import VocoderModel
+from .randomness import NoiseWindow
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,24 @@ class Chunking:
 
     def __post_init__(self) -> None:
         for name, lowest in (("first", 1), ("size", 1), ("look_ahead", 1), ("context", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"chunking.{name} must be at least {lowest}, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+                raise ValueError(f"chunking.{name} must be a whole number, at least {lowest}, got {value!r}.")
+
+    @classmethod
+    def of(cls, value: "ChunkingLike") -> "Chunking":
+        """A chunking as it is or of its fields, None for the default. Raises ValueError for anything else."""
+        if value is None:
+            return cls()
+        if isinstance(value, Mapping):
+            known = [field.name for field in fields(cls)]
+            if unknown := sorted(set(map(str, value)) - set(known)):
+                raise ValueError(f"chunking has no {', '.join(unknown)}; it has {', '.join(known)}.")
+            return cls(**value)
+        # Not asked by class: it may come from another copy of this file, that of a checkpoint say.
+        if all(hasattr(value, field.name) for field in fields(cls)):
+            return value
+        raise ValueError(f"chunking is a Chunking or a mapping of its fields, got {value!r}.")
 
 
 ChunkingLike = Chunking | Mapping[str, int] | None
@@ -160,8 +177,9 @@ class ChunkDecoder:
         frames_per_token, n_mels): speech that is continued but not spoken. solver: further arguments of
         `FlowDecoderModel.sample`."""
         self.decoder, self.vocoder, self.quantizer = decoder, vocoder, quantizer
-        self.speaker_embedding, self.seed, self.solver = speaker_embedding, seed, solver
-        self.chunking = Chunking(**chunking) if isinstance(chunking, Mapping) else chunking or Chunking()
+        self.speaker_embedding, self.solver = speaker_embedding, solver
+        self.noise = NoiseWindow(seed, NOISE, decoder.config.mel["num_mel_bins"])
+        self.chunking = Chunking.of(chunking)
         self.frames = decoder.config.frames_per_token
         self.hop = vocoder.config.hop_length
         device = speaker_embedding.device
@@ -200,14 +218,13 @@ class ChunkDecoder:
         """Speaks the first `count` pending tokens; of the others at most the look-ahead is seen."""
         context = self.codes.shape[1]
         ids = self.pending[:, : count + self.chunking.look_ahead]
-        codes = torch.cat([self.codes, self.quantizer.indices_to_codes(ids)], dim=1)
+        codes = torch.cat([self.codes, self.quantizer.indices_to_codes(ids).to(self.codes)], dim=1)
         with half_of_the_cores():
             mel = self.decoder.sample(
                 codes,
                 speaker_embedding=self.speaker_embedding,
                 prompt_mel=self.mel if context else None,
-                seeds=self.seed,
-                first_frame=(self.position - context) * self.frames,
+                noise=self.noise.take((self.position - context) * self.frames, codes.shape[1] * self.frames),
                 **self.solver,
             )
             audio = self._synthesise(mel, context * self.frames, count * self.frames)

@@ -50,16 +50,26 @@ class TextFrontend:
             raise ValueError("The text is empty. Pass at least one word to speak.")
         if self.kind == "none":
             return self._plain(text)
+        symbols, warning = self.read(text)
+        if not symbols:
+            name = _NAMES[self.language]
+            raise ValueError(f"Nothing in {text!r} can be spoken by the {name} frontend. Pass {name} text.")
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        return symbols
+
+    def read(self, text: str) -> tuple[str, str]:
+        """Part of a text -> its symbols, empty if nothing in it can be spoken, and a warning, empty if there is none.
+
+        Raises ValueError for wrong pronunciations in braces.
+        """
+        if self.kind == "none":
+            return " ".join(text.split()), ""
         name = _NAMES[self.language]
         words, dropped = _WORDS[self.language](*take_pronunciations(text, self.language))
-        if not words:
-            raise ValueError(f"Nothing in {text!r} can be spoken by the {name} frontend. Pass {name} text.")
-        if dropped:
-            warnings.warn(
-                f"The {name} frontend cannot speak and leaves out: {', '.join(dropped)}. Write them as {name} words.",
-                stacklevel=2,
-            )
-        return join_words(list(words))
+        left_out = ", ".join(dropped)
+        warning = f"The {name} frontend cannot speak and leaves out: {left_out}. Write them as {name} words."
+        return join_words(list(words)), warning if dropped else ""
 
     @staticmethod
     def symbols(language: str = "en") -> list[str]:

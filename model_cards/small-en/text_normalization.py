@@ -1,10 +1,11 @@
-"""English clean-up before gruut: the characters, capitals and abbreviations that gruut would drop or misread."""
+"""English clean-up before gruut: the characters, addresses and capitals that gruut would drop or misread."""
 
 import re
 import unicodedata
 from collections.abc import Container
 
-from .abbreviations import ABBREVIATIONS, BEFORE_NUMBERS
+from .abbreviations import write_out_abbreviations
+from .english_numbers import say_as_written, write_out_numbers, write_out_powers
 
 PUNCTUATION = (",", ".", "?", "!", ";", ":")
 
@@ -12,7 +13,7 @@ PUNCTUATION = (",", ".", "?", "!", ";", ":")
 _FOLDED = str.maketrans(
     {"ø": "o", "æ": "ae", "œ": "oe", "ß": "ss", "ł": "l", "đ": "d", "ð": "th", "þ": "th", "ı": "i", "’": "'"}
 )
-# The replacement of a single character; quotes and brackets leave only a gap.
+# The replacement of a single character; quotes and brackets leave only a gap, what `_read_signs` has left does too.
 _CHARACTERS = {
     **dict.fromkeys("‘’ʼ`´", "'"),
     **dict.fromkeys('"“”„«»‹›()[]{}<>*_~^|\\§¶†‡•·®©™℠', " "),
@@ -30,6 +31,8 @@ _CHARACTERS = {
     "÷": " divided by ",
     "±": " plus or minus ",
     "=": " equals ",
+    "≈": " approximately ",
+    "≠": " is not equal to ",
     "&": " and ",
     "@": " at ",
     "№": " number ",
@@ -40,67 +43,17 @@ _CHARACTERS = {
 }
 _SPOKEN_SYMBOLS = frozenset("$€£¥₹%+°#'-–/…")
 
-_ABBREVIATION_PATTERN = re.compile(
-    r"(?<![\w.])(" + "|".join(re.escape(short) for short in ABBREVIATIONS) + r")(?!\w)", re.IGNORECASE
-)
-_BEFORE_NUMBER_PATTERN = re.compile(rf"(?<![\w.])({'|'.join(BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
-_UNITS = {
-    "km/h": "kilometers per hour",
-    "m/s": "meters per second",
-    "km": "kilometers",
-    "kg": "kilograms",
-    "cm": "centimeters",
-    "mm": "millimeters",
-    "mg": "milligrams",
-    "ml": "milliliters",
-    "mph": "miles per hour",
-    "lbs": "pounds",
-    "lb": "pounds",
-    "oz": "ounces",
-    "ft": "feet",
-    "khz": "kilohertz",
-    "mhz": "megahertz",
-    "ghz": "gigahertz",
-    "hz": "hertz",
-    "kb": "kilobytes",
-    "mb": "megabytes",
-    "gb": "gigabytes",
-    "tb": "terabytes",
-    "kw": "kilowatts",
-    "kwh": "kilowatt hours",
-    "mw": "megawatts",
-    "mah": "milliamp hours",
-    "ms": "milliseconds",
-    "secs": "seconds",
-    "sec": "seconds",
-    "mins": "minutes",
-    "min": "minutes",
-    "hrs": "hours",
-    "hr": "hours",
-    "mi": "miles",
-    "yd": "yards",
-    "kcal": "kilocalories",
-    "db": "decibels",
-    "rpm": "revolutions per minute",
-    "mbps": "megabits per second",
-    "gbps": "gigabits per second",
-    "kbps": "kilobits per second",
+# Between two numbers, and before one.
+_COMPARISONS = {
+    **{"<": ("less than", "less than"), ">": ("greater than", "greater than")},
+    **dict.fromkeys(("<=", "≤"), ("less than or equal to", "at most")),
+    **dict.fromkeys((">=", "≥"), ("greater than or equal to", "at least")),
 }
-# Single letters are units in one case only: 5 g is a weight, 5G is not.
-_LETTER_UNITS = {"m": "meters", "g": "grams", "L": "liters"}
-_AMOUNT = r"(?<!\d)(?<!\d[.,])(\d[\d,]*(?:\.\d+)?)\s?"
-_UNIT_PATTERN = re.compile(
-    rf"{_AMOUNT}({'|'.join(re.escape(unit) for unit in sorted(_UNITS, key=len, reverse=True))})\b(?!')", re.IGNORECASE
-)
-_LETTER_UNIT_PATTERN = re.compile(rf"(?<![A-Za-z$€£¥₹]){_AMOUNT}([mgL])\b(?!['/.&-]\w)")
-_POWERS = {"²": "square", "³": "cubic"}
-_SCALES = {"k": "thousand", "m": "million", "mn": "million", "bn": "billion", "b": "billion", "tn": "trillion"}
-_CURRENCIES = {"$": "dollars", "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees"}
-_MONEY_PATTERN = re.compile(
-    r"([$€£¥₹])\s?(\d[\d,]*(?:\.\d+)?)[\s-]?(thousand|million|billion|trillion|bn|mn|tn|[kKmMbB])\b"
-)
-_FRACTIONS = {"2": "half", "3": "third", "4": "quarter", "5": "fifth", "6": "sixth", "8": "eighth", "10": "tenth"}
-_DECADES = ("tens", "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties")
+_URL = re.compile(r"(?:https?://|www\.)[^\s<>\"“”]*[^\s<>\"“”.,;:!?)\]}'’*_]", re.IGNORECASE)
+_URL_SIGNS = {
+    **{".": "dot", "/": "slash", "-": "dash", "_": "underscore", "?": "question mark", "=": "equals", "&": "and"},
+    **{"#": "hash", ":": "colon", "~": "tilde", "%": "percent", "+": "plus", "@": "at", ",": "comma"},
+}
 # Read as words although written in capitals and short: what writers emphasise.
 _EMPHASISED = re.compile(
     "ALL|AND|ANY|ARE|AS|AT|BE|BUT|BY|CAN|DID|DO|FOR|GET|GO|HAD|HAS|HE|HER|HIM|HIS|HOW|IF|IN|IS|ITS|ME|MY|NEW|NO|NOT|"
@@ -123,11 +76,12 @@ def normalize_english(text: str, lexicon: Container[str]) -> tuple[str, list[str
     text = _break_paragraphs(unicodedata.normalize("NFC", text))
     # "AT&T": short capitals before the sign are letters, never words.
     text = re.sub(r"\b([A-Z]{1,3})&(?=[A-Z]\b)", lambda match: f"{_spell(match[1])} and ", text)
-    text = re.sub(r"(?<=\d)\s?([kcm]?m)([²³])", _area_or_volume, text)
+    text, lost = _read_signs(_URL.sub(_read_url, write_out_powers(text)))
     text, dropped = _keep_speakable(text)
+    dropped += lost
     if not any(character.isalnum() for character in text):
         return "", dropped
-    for step in (_write_out, _separate, _settle_punctuation):
+    for step in (_write_out, _separate, say_as_written, _settle_punctuation):
         text = step(text)
     return _read_capitals(text, lexicon), dropped
 
@@ -168,78 +122,41 @@ def _keep_speakable(text: str) -> tuple[str, list[str]]:
     return "".join(out), list(dict.fromkeys(dropped))
 
 
+def _read_url(match: re.Match) -> str:
+    """An address as it is said: "https://www.example.com/a" -> "WWW dot example dot com slash a"."""
+    address = re.sub(r"^https?://", "", match[0], flags=re.IGNORECASE).rstrip("/")
+    address = re.sub(r"^www(?=\.)", "WWW", address, flags=re.IGNORECASE)
+    return "".join(f" {_URL_SIGNS[character]} " if character in _URL_SIGNS else character for character in address)
+
+
+def _read_signs(text: str) -> tuple[str, list[str]]:
+    """Reads signs that mean something beside numbers and names, and collects those that mean something unknown."""
+    text = re.sub(r"(?<!\w)([A-G])#(?!\w)", lambda match: f"{_spell(match[1])} sharp", text)
+    text = re.sub(r"(?m)^\s*#+\s|~~", " ", text)  # headings and what is struck through, in Markdown
+    text = re.sub(r"(?<![\w&])#(?=[A-Za-z])", " hashtag ", text)
+    text = re.sub(r"\s*[-=]+>\s*", ", ", text)
+    text = re.sub(r"(?<=[\w)])\s?(?:\^|\*\*)\s?(?=-?\d)|(?<=\d)\s?\^\s?(?=\w)", " to the power of ", text)
+    text = re.sub(r"(?<=\d)\s?\*\s?(?=\d)", " times ", text)
+    text = re.sub(r"</?([A-Za-z][^<>\n]*)>", r" \1 ", text)  # tags and addresses in brackets
+    text = re.sub(
+        r"(?<=\d)\s?([<>]=?|[≤≥])(?=[\s\d])|([<>]=?|[≤≥])\s?(?=[-−]?[$€£¥₹]?\.?\d)",
+        lambda match: f" {_COMPARISONS[match[1] or match[2]][match[1] is None]} ",
+        text,
+    )
+    text = re.sub(r"(?m)^\s*>[>\s]*", " ", text)  # quoted lines of a letter
+    text = re.sub(r"~\s?(?=[$€£¥₹]?\d)", " about ", text)
+    text = re.sub(r"§+\s?(?=\d)", " section ", text)
+    return text, list(dict.fromkeys(re.findall(r"[<>^\\§]|~(?=[\w/])|#(?!\s?\d)|(?<=\S\s)\*(?=\s|$)", text)))
+
+
 def _write_out(text: str) -> str:
-    """Abbreviations, money in millions, units, degrees, fractions, long numbers."""
-
-    def expand(match: re.Match) -> str:
-        short = match.group(1).lower()
-        words = ABBREVIATIONS.get(short) or BEFORE_NUMBERS[short]
-        return words[0].upper() + words[1:] if match.group(1)[0].isupper() else words
-
-    def money(match: re.Match) -> str:
-        currency, amount, scale = match.groups()
-        return f"{amount} {_SCALES.get(scale.lower(), scale)} {_CURRENCIES[currency]}"
-
-    # At the end of a sentence the full stop counts twice.
-    text = re.sub(r"\betc\.(?=\s+[A-Z]|\s*$)", "et cetera.", text)
-    text = _ABBREVIATION_PATTERN.sub(expand, text)
-    text = _BEFORE_NUMBER_PATTERN.sub(lambda match: f"{expand(match)} ", text)
-    text = re.sub(r"\bMt\.\s(?=[A-Z])", "Mount ", text)
-    text = re.sub(r"\bwww\b", "WWW", text)
-    text = re.sub(r"\b(\d*?)(\d0)'?s\b", _decade, text)
-    text = re.sub(r"\b[Nn]o\.\s?(?=\d)", "number ", text)
-    text = re.sub(r"\bSt\.\s(?=[A-Z])", "Saint ", text)
-    text = _MONEY_PATTERN.sub(money, text)
-    text = re.sub(r"¥\s?(\d[\d,.]*\d|\d)", r"\1 yen", text)
-    text = re.sub(r"₹\s?(\d[\d,.]*\d|\d)", r"\1 rupees", text)
-    text = re.sub(r"(\d)\s?°\s?C\b", r"\1 degrees Celsius", text)
-    text = re.sub(r"(\d)\s?°\s?F\b", r"\1 degrees Fahrenheit", text)
-    text = text.replace("°", " degrees ")
-    text = _UNIT_PATTERN.sub(lambda match: _quantity(match[1], _UNITS[match[2].lower()]), text)
-    text = _LETTER_UNIT_PATTERN.sub(lambda match: _quantity(match[1], _LETTER_UNITS[match[2]]), text)
-    text = re.sub(r"(\d)\s?%", r"\1 percent", text).replace("%", " percent ")
-    text = re.sub(r"#\s?(?=\d)", "number ", text).replace("#", " ")
-    text = re.sub(r"(?<![\w.,/])(\d+)\s+(?=\d/\d\b(?!/))", r"\1 and ", text)
-    text = re.sub(r"(?<![\d/.-])(\d+)/(\d+)(?![\d/-])", _fraction, text)
-    text = re.sub(r"(?<!\w)-(?=[\d.])", " minus ", text)
-    # A number that starts with zero or is too long to be said as one is read digit by digit.
-    return re.sub(r"(?<![\d.,:/-])(?:0\d+|\d{10,})(?![\d:/-]|[.,]\d)", lambda match: " ".join(match.group()), text)
+    """Abbreviations and what stands around numbers. Units come first: "10 min. 5" is no minimum."""
+    return write_out_abbreviations(write_out_numbers(text))
 
 
 def _spell(letters: str) -> str:
     """Full stops mark letters as such; without them gruut takes an A for the article."""
     return "".join(f"{letter}." for letter in letters)
-
-
-def _quantity(amount: str, unit: str) -> str:
-    """An amount with the plural of its unit, or the singular: "1 kilometer per hour"."""
-    if amount == "1":
-        unit = "foot" if unit == "feet" else re.sub(r"s\b", "", unit, count=1)
-    return f"{amount} {unit}"
-
-
-def _area_or_volume(match: re.Match) -> str:
-    return f" {_POWERS[match[2]]} {(_UNITS | _LETTER_UNITS)[match[1]]}"
-
-
-def _fraction(match: re.Match) -> str:
-    part, whole = match.group(1), match.group(2)
-    if whole not in _FRACTIONS or int(part) >= int(whole):
-        return f"{part} slash {whole}"
-    name = _FRACTIONS[whole]
-    if part == "1":
-        return f"one {name}"
-    return f"{part} {name}s"
-
-
-def _decade(match: re.Match) -> str:
-    """The words of a decade: "1990s" -> "19 nineties", "1900s" -> "19 hundreds", "2000s" -> "two thousands"."""
-    century, tens = match.group(1), match.group(2)
-    if tens == "00":
-        if century.endswith("0"):
-            return f"{century[:-1]} thousands"
-        return f"{century} hundreds".strip()
-    return f"{century} {_DECADES[int(tens[0]) - 1]}".strip()
 
 
 def _separate(text: str) -> str:
@@ -251,8 +168,6 @@ def _separate(text: str) -> str:
     text = re.sub(r"(?<=[A-Za-z])/(?=[A-Za-z])", " ", text)
     text = re.sub(r"(?<=\d)(st|nd|rd|th)-(?=[A-Za-z])", r"\1 ", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=\d)'(?=\d)", " ", text)
-    # Version and network numbers: more points than a number can have.
-    text = re.sub(r"\d+(?:\.\d+){2,}", lambda match: match.group().replace(".", " dot "), text)
     text = re.sub(r"(?<=[A-Za-z])[-.]?(?=\d)", " ", text)
     text = re.sub(r"(?<=\d)-?(?!(?:st|nd|rd|th|am|pm|a\.m|p\.m)\b)(?=[A-Za-z])", " ", text, flags=re.IGNORECASE)
     text = re.sub(r"\+", " plus ", text)

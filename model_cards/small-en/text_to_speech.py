@@ -7,6 +7,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from itertools import chain
+from numbers import Real
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
@@ -17,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .long_text import PAUSE_SECONDS, named_part, split_pieces, split_text
+from .long_text import PAUSE_SECONDS, fit_parts, named_part, split_pieces, split_text
 from .voice_tools import VoiceTools
 from .watermark import Watermark, choose_watermark, load_watermark
 
@@ -34,7 +36,9 @@ RANGES = {
     "top_p": (1e-6, 1.0),
     "text_guidance": (0.0, 100.0),
     "candidates": (1, 64),
+    "seed": (0, 2**63 - 1),
 }
+WHOLE_NUMBERS = ("num_steps", "top_k", "candidates", "seed")
 
 
 class TextToSpeechPipeline(VoiceTools, Pipeline):
@@ -123,7 +127,8 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         text: of any length, or pieces of it as they come, from a language model say; of these the first clause is
         spoken as soon as it is complete, then sentences. Sentences follow each other with a pause.
         chunking: fields of `e2e_tts.modeling.Chunking`, {"first": 6} for instance makes the first sound come earlier.
-        progress(number, count, part): called before each part; count is None for a text that comes in pieces.
+        progress(number, count, part): called before each part; count is None for a text that comes in pieces, and
+        changes where a part has more tokens than the processor takes, or nothing to speak.
         settings: as in a call.
 
         Yields {"audio": float32 (samples,), "sampling_rate": Hz, "watermarked": as in a call, "text": the part that is
@@ -131,25 +136,26 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         pauses have no ids and no mel. A watermark waits for no later chunk; see `WatermarkStream`.
 
         Raises at once for settings that cannot be used and, where the text is one string, for an unspeakable one. The
-        iterator raises what a call raises, after the chunks that were good.
+        iterator raises what a call raises, after the chunks that were good; a part in which nothing can be spoken is
+        left out with a warning.
         """
         _, settings, _ = self._sanitize_parameters(**settings)
         settings = {**self._forward_params, **settings}
         mark = self.find_watermark(settings.get("voice"), settings.pop("watermark", None))
-        count = None
         if isinstance(text, str):
             # A text with nothing to speak goes to the frontend as it is, whose message says what is wrong.
-            parts: Iterable[str] = split_text(text) or [text]
-            count = len(parts)
-            self.preprocess(parts[0])
+            whole = split_text(text) or [text]
+            parts = fit_parts(self, whole, len(whole))
+            first = next(parts)
+            self.preprocess(first[2])
+            parts = chain([first], parts)
         else:
-            parts = split_pieces(text)
-        return self._stream_parts(parts, count, chunking, pause_seconds, progress, settings, mark)
+            parts = fit_parts(self, split_pieces(text), None)
+        return self._stream_parts(parts, chunking, pause_seconds, progress, settings, mark)
 
     def _stream_parts(
         self,
-        parts: Iterable[str],
-        count: int | None,
+        parts: Iterator[tuple[int, int | None, str]],
         chunking: Any,
         pause_seconds: float,
         progress: Callable[[int, int | None, str], None] | None,
@@ -157,8 +163,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         mark: Watermark | None,
     ) -> Iterator[dict[str, Any]]:
         rate = self.model.config.sampling_rate
-        number = 0
-        for number, part in enumerate(parts, 1):
+        for number, count, part in parts:
             if progress is not None:
                 progress(number, count, part)
             if number > 1 and pause_seconds > 0:
@@ -166,8 +171,6 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
                 yield {"audio": pause, "sampling_rate": rate, "watermarked": mark is not None, "text": part}
             with named_part(part, number, count):
                 yield from self._stream_part(part, chunking, settings, mark)
-        if number == 0:
-            raise ValueError("There was nothing to speak in the text.")
 
     def _stream_part(
         self, part: str, chunking: Any, settings: dict[str, Any], mark: Watermark | None
@@ -220,16 +223,15 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             "top_p": top_p,
             "text_guidance": text_guidance,
             "candidates": candidates,
+            "seed": seed,
         }
         if unknown:
             reference = ("reference_audio", "sampling_rate", "reference_text", "transcribe")
-            names = ["voice", *reference, "style", "seed", *numbers, "watermark", "batch_size"]
+            names = ["voice", *reference, "style", *numbers, "watermark", "batch_size"]
             raise TypeError(f"Unknown settings {sorted(unknown)}; this pipeline knows {', '.join(names)}.")
-        settings: dict[str, Any] = {} if seed is None else {"seed": int(seed)}
-        for name, value in numbers.items():
-            if value is not None:
-                check_range(name, value)
-                settings[name] = value
+        settings: dict[str, Any] = {
+            name: check_number(name, value) for name, value in numbers.items() if value is not None
+        }
         if style:
             self.model.resolve_style(style)  # refuses what the model does not have before anything is spoken
             settings["style"] = style
@@ -296,7 +298,13 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Saves model, processor and this file; `pipeline("text-to-speech", model=save_directory,
-        trust_remote_code=True)` then gives this pipeline. kwargs go to the model's save_pretrained."""
+        trust_remote_code=True)` then gives this pipeline. kwargs go to the model's save_pretrained.
+
+        Raises ValueError for push_to_hub and variant, before anything is written: `push_to_hub` of the pipeline pushes
+        all of it.
+        """
+        if kwargs.pop("push_to_hub", False) or kwargs.get("variant") is not None:
+            raise ValueError("Neither push_to_hub nor variant is known here: call push_to_hub(name) of the pipeline.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         # First, because the processor's abbreviations.py must replace the pipeline's, which needs this package.
@@ -310,11 +318,15 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def check_range(name: str, value: float) -> None:
-    """Raises ValueError for a value beyond `RANGES`."""
+def check_number(name: str, value: Any) -> float:
+    """The value of a setting in `RANGES` as int or float. Raises ValueError for what is none, or beyond its range."""
+    is_whole = name in WHOLE_NUMBERS
+    if not isinstance(value, Real) or isinstance(value, bool) or (is_whole and not float(value).is_integer()):
+        raise ValueError(f"{name} is a {'whole ' if is_whole else ''}number, got {value!r}.")
     low, high = RANGES[name]
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low} and {high}, got {value}.")
+    return int(value) if is_whole else float(value)
 
 
 def checked_audio(audio: torch.Tensor) -> np.ndarray:

@@ -95,7 +95,8 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         self, codes: torch.Tensor, mask: torch.Tensor, speaker_embedding: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Codes (B, T, D) -> condition (B, T_mel, d), the regressed mel (normalised), the projected voice."""
-        hidden_states = self.from_code(codes)
+        # Codes are float32 whatever the weights are; the first layer sets the type of what follows.
+        hidden_states = self.from_code(codes.to(self.from_code[0].weight.dtype))
         voice = None
         if self.speaker_projection is not None:
             if speaker_embedding is None:
@@ -206,7 +207,7 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         guidance: float = 0.7,
         temperature: float = 1.0,
         schedule: str = "linear",
-        first_frame: int = 0,
+        noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Integration from noise to natural-log mel (B, T * frames_per_token, n_mels), second order in num_steps.
 
@@ -214,8 +215,8 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
 
         prompt_mel (B, P, n_mels): the true mel of the first P frames, which `codes` must cover; they come back as they
         are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "linear" takes equal steps, "cosine"
-        smaller ones near the noise. first_frame: where in its utterance frame 0 stands, which keys the noise: a part
-        decoded by itself starts from the noise that it has in the whole.
+        smaller ones near the noise. noise (B, T * frames_per_token, n_mels): by default drawn for each row from seeds
+        (B,); a part that is decoded by itself is given what it has in the whole utterance.
         """
         if num_steps < 1:
             raise ValueError(f"The solver needs at least one step, got num_steps={num_steps}.")
@@ -224,8 +225,10 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         frame_mask = mask.repeat_interleave(self.config.frames_per_token, dim=1)
         condition, prior, voice = self.condition(codes, mask, speaker_embedding)
         shape = (frame_mask.shape[1], self.config.mel["num_mel_bins"])
-        seeds = torch.zeros(batch, dtype=torch.long) if seeds is None else seeds
-        x = seeded_noise(seeds, NOISE, shape, codes.device, first=first_frame).to(condition.dtype) * temperature
+        if noise is None:
+            seeds = torch.zeros(batch, dtype=torch.long) if seeds is None else seeds
+            noise = seeded_noise(seeds, NOISE, shape)
+        x = noise.to(condition) * temperature
         prompt = torch.zeros_like(x)
         if prompt_mel is not None:
             if prompt_mel.shape[1] > shape[0]:

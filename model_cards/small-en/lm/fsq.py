@@ -1,6 +1,6 @@
 """Finite scalar quantisation: a codebook that is a fixed grid, so nothing can collapse by lack of updates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -46,6 +46,15 @@ class FiniteScalarQuantizer(nn.Module):
                 setattr(self, name, value)
             else:
                 setter(getattr(self, name), value)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FiniteScalarQuantizer":
+        """Moves the grid with the model, but leaves it in float32: in bfloat16 its levels would not be those that the
+        indices mean. Layers that read codes cast them."""
+        super()._apply(fn, recurse)
+        if self.codebook.dtype != torch.float32:
+            self.codebook, self.steps = self.codebook.float(), self.steps.float()
+            self.fill_buffers(setter=lambda buffer, value: buffer.copy_(value))
+        return self
 
     @property
     def num_codes(self) -> int:

@@ -96,7 +96,7 @@ class SpeechEncoderModel(PreTrainedModel):
         if feature_mask is None:
             feature_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.bool)
         feature_mask = feature_mask.bool()
-        features = self.normalise(input_features, feature_mask[..., None])
+        features = self.normalise(input_features, feature_mask[..., None]).to(self.to_code.weight.dtype)
         mask = feature_mask[:, ::frames]
         hidden_states = self.subsampling(features, feature_mask) * self.input_scale
         hidden_states = self.conformer(hidden_states, mask)

@@ -109,29 +109,3 @@ def griffin_lim_spectrum(
         estimate = accelerated / accelerated.abs().clamp_min(1e-8)
         previous = rebuilt
     return magnitude * estimate
-
-
-def griffin_lim(
-    mel: torch.Tensor, spec: MelSpec, iterations: int = 60, mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Synthesises a waveform from a mel without any weights: an explicit fall-back, rougher than a trained vocoder.
-
-    Args:
-        mel: natural-log mel (B, T, num_mel_bins) as `MelSpectrogram(spec)` gives it.
-        spec: its definition.
-        iterations: of phase estimation.
-        mask: (B, T) boolean, true on valid frames; padding comes last.
-
-    Returns:
-        The waveform (B, T * hop_length) at `spec.sampling_rate`, zero in padding.
-
-    Raises:
-        ValueError: if the mel does not have the bins that `spec` names.
-    """
-    if mel.dim() != 3 or mel.shape[-1] != spec.num_mel_bins:
-        raise ValueError(f"Expected a mel (batch, frames, {spec.num_mel_bins}), got shape {tuple(mel.shape)}.")
-    # Three hops, or the nearest odd multiple to the mel's own window: frames stay centred on whole hops.
-    n_fft = spec.hop_length * max(3, 2 * (spec.n_fft // (2 * spec.hop_length)) + 1)
-    spectrum = griffin_lim_spectrum(mel, spec, n_fft, iterations, mask)
-    frames = torch.fft.irfft(spectrum, n=n_fft, dim=-1)
-    return overlap_add(frames, torch.hann_window(n_fft, device=mel.device), spec.hop_length, mask)
