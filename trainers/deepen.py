@@ -1,6 +1,6 @@
 """Gives modules of a trained checkpoint more layers, so that a later run can learn more than they can hold.
 
-python -m e2e_tts.trainers.deepen --model model_cards/small-en --layers encoder=6 reward=4 --output runs/deeper
+python -m e2e_tts.trainers.deepen --model model_cards/small-en --layers encoder=8 reward=6 --output runs/deeper
 
 The new layers are copies of the last one whose branches add nothing yet (stacking with outputs of zero). A language
 model and a flow decoder compute what they did; a Conformer block ends in a layer normalisation, so encoder and reward
@@ -30,7 +30,7 @@ STACKS = {
 def deepen_module(module: PreTrainedModel, name: str, num_layers: int) -> PreTrainedModel:
     """The module with num_layers layers: its own, then copies of the last that add nothing yet.
 
-    Raises ValueError for a name that is no stack of layers and for fewer layers than there are.
+    Raises ValueError for a name that is no stack of layers and for no more layers than there are.
     """
     if name not in STACKS:
         raise ValueError(f"{name} has no layers to add to; choose among {', '.join(STACKS)}.")
@@ -38,7 +38,7 @@ def deepen_module(module: PreTrainedModel, name: str, num_layers: int) -> PreTra
     config = type(module.config).from_dict(module.config.to_dict())
     counted = config if part is None else getattr(config, part)
     present = counted.num_hidden_layers
-    if num_layers < present:
+    if num_layers <= present:
         raise ValueError(f"{name} has {present} layers already: give {name} a number above that, not {num_layers}.")
     counted.num_hidden_layers = num_layers
     if getattr(counted, "layer_types", None) is not None:

@@ -72,7 +72,7 @@ def test_the_command_writes_a_checkpoint(model, tmp_path, capsys) -> None:
 
 def test_mistakes_are_named(model, tmp_path, capsys) -> None:
     with pytest.raises(ValueError, match="lm has 2 layers already"):
-        deepen_module(model.lm, "lm", 1)
+        deepen_module(model.lm, "lm", 2)
     with pytest.raises(ValueError, match="vocoder has no layers to add to"):
         deepen(model, {"vocoder": 3})
     with pytest.raises(SystemExit):
