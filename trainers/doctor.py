@@ -21,7 +21,7 @@ import psutil
 import torch
 from transformers import AutoConfig, AutoModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from e2e_tts.modeling import E2ETTSModel, VocoderConfig
+from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.audio_features import MelSpec
 
 from .data.speech_data import Collator, MixtureBatches, decode, load_prepared, rows_of_all_sources
@@ -30,7 +30,7 @@ from .learning import choose_what_learns
 from .memory_reuse import keep_freed_memory
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, add_override_option, load_recipe
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
-from .train import build_trainer, build_vocoder_trainer, training_arguments
+from .train import build_trainer, build_vocoder, build_vocoder_trainer, training_arguments
 
 SAMPLED_ROWS, SAMPLED_BATCHES = 2000, 200
 MOST_PADDING = 0.1
@@ -246,7 +246,7 @@ def examine(recipe: Recipe | VocoderRecipe, steps: int, report: Report) -> None:
         short = dataclasses.replace(recipe, arguments={**recipe.arguments, **quiet, "disable_tqdm": True})
         if isinstance(recipe, VocoderRecipe):
             with report.attempt("model"):
-                config = VocoderConfig(**recipe.model)
+                config = build_vocoder(recipe).config
                 report.ok("model", f"{config.architecture}, {MelSpec.from_dict(config.mel)}")
             build = build_vocoder_trainer
         else:

@@ -21,7 +21,7 @@ from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 MODULE_NAMES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 CODE_LOSSES = ("asr", "spk", "ser", "flow", "prior")
-LOSS_NAMES = ("lm", *CODE_LOSSES, *(f"predicted_{name}" for name in CODE_LOSSES), "kl")
+LOSS_NAMES = ("lm", *CODE_LOSSES, *(f"predicted_{name}" for name in (*CODE_LOSSES, "policy")), "kl")
 # Arguments of transformers that a stage would pass over without a word, and what is meant by them here.
 INERT_ARGUMENTS = {
     "per_device_train_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
@@ -77,13 +77,18 @@ class TrueLosses:
 
 @dataclass
 class PredictedLosses:
-    """Weights of the losses on codes that the LM predicts (second-order, stage 3)."""
+    """Weights of the losses on codes that the LM predicts (second-order, stage 3).
+
+    policy: of whole draws of the LM, compared with each other (see `modeling.own_history.policy_loss`); needs
+    `own_history` with several draws.
+    """
 
     asr: float = 0.0
     spk: float = 0.0
     ser: float = 0.0
     flow: float = 0.0
     prior: float = 0.0
+    policy: float = 0.0
 
 
 @dataclass
@@ -92,6 +97,43 @@ class GumbelSchedule:
 
     start: float = 1.0
     end: float = 0.3
+
+
+@dataclass
+class OwnHistoryRecipe:
+    """Speech that the LM draws itself in stage 3, for the reward model and the anchor.
+
+    draws: of each text; predicted_losses.policy compares them by `reward`, weights of the reward model's losses asr and
+    spk. temperature, top_k, top_p and text_guidance: how the LM draws, best as it will be asked to speak. voices:
+    built-in voices of the model, name -> share of the utterances; they speak the rows' texts at their own rate, so that
+    a voice learns from every text there is. By default a row's own speaker does. longest: tokens a symbol, relative to
+    what the rate asks for, after which a draw is cut off.
+    """
+
+    draws: int = 4
+    reward: dict[str, float] = field(default_factory=lambda: {"asr": 1.0})
+    temperature: float = 1.0
+    top_k: int = 25
+    top_p: float = 1.0
+    text_guidance: float = 1.0
+    voices: dict[str, float] = field(default_factory=dict)
+    longest: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 1 or not 0.0 < self.top_p <= 1.0 or self.longest <= 1.0:
+            raise RecipeError(
+                "own_history needs temperature > 0, top_k >= 1, 0 < top_p <= 1 and longest > 1, got "
+                f"{self.temperature}, {self.top_k}, {self.top_p} and {self.longest}."
+            )
+        if self.draws < 1:
+            raise RecipeError(f"own_history.draws must be at least 1, got {self.draws}.")
+        for name in self.reward:
+            _check_key(name, ("asr", "spk"), "own_history.reward")
+        for entry, shares in {"voices": self.voices, "reward": self.reward}.items():
+            if any(share <= 0 for share in shares.values()):
+                raise RecipeError(f"own_history.{entry} needs numbers above 0, got {shares}.")
+        if not self.reward:
+            raise RecipeError("own_history.reward is empty: draws are compared by asr, spk or both.")
 
 
 @dataclass
@@ -152,8 +194,9 @@ class Recipe:
     text. feature_masks: what the tokenizer does not hear in training. styles: style control that LM and decoder get
     where they learn, name -> number of levels or names of classes (see `SpeechLMConfig`), beside what they have.
     style_dropout: share of the utterances without any style, and of the others without each one, so that speech without
-    a style stays as good. kl: weight of the divergence from the starting LM. ema: by module, the decay of an average of
-    its weights that is evaluated and saved in their place.
+    a style stays as good. own_history: in stage 3, let the LM speak for itself before it is judged, instead of
+    predicting each code from the recording's before it (see `OwnHistoryRecipe`). kl: weight of the divergence from the
+    starting LM. ema: by module, the decay of an average of its weights that is evaluated and saved in their place.
     voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of
     them. arguments: fields of transformers' TrainingArguments.
     """
@@ -168,6 +211,7 @@ class Recipe:
     losses: TrueLosses = field(default_factory=TrueLosses)
     predicted_losses: PredictedLosses = field(default_factory=PredictedLosses)
     kl: float = 0.0
+    own_history: OwnHistoryRecipe | None = None
     predict_from: str = "codes"
     gumbel: GumbelSchedule = field(default_factory=GumbelSchedule)
     ramp_steps: dict[str, int] = field(default_factory=dict)
@@ -215,6 +259,16 @@ class Recipe:
                 f"trainer {self.trainer} has no losses on predicted codes and no anchor, which predicted_losses and kl "
                 "weigh: set trainer to end_to_end or drop them."
             )
+        heard = any(getattr(self.predicted_losses, name) for name in ("asr", "spk", "ser", "policy"))
+        if self.own_history is not None and not heard:
+            raise RecipeError(
+                "own_history is speech for the reward model, which no loss asks: give predicted_losses.policy or "
+                "predicted_losses.asr a weight."
+            )
+        if self.predicted_losses.policy and (self.own_history is None or self.own_history.draws < 2):
+            raise RecipeError(
+                "predicted_losses.policy compares draws of one text: set own_history, {draws: 4} for example."
+            )
         for name, decay in self.ema.items():
             if not 0.0 < decay < 1.0:
                 raise RecipeError(f"ema.{name} must lie between 0 and 1, 0.999 for example; got {decay}.")
@@ -257,6 +311,7 @@ class Recipe:
         predicted_losses = {
             "reward": predicted.asr or predicted.spk or predicted.ser,
             "flow": predicted.flow or predicted.prior,
+            "policy": predicted.policy,
         }
         return {
             "true_losses": tuple(name for name, weight in true_losses.items() if weight),
@@ -278,10 +333,15 @@ class Recipe:
 
 @dataclass
 class VocoderRecipe:
-    """Training of the vocoder. folders hold prepared speech; model is a `VocoderConfig`; arguments as in `Recipe`."""
+    """Training of the vocoder. folders hold prepared speech; arguments as in `Recipe`.
+
+    model is a `VocoderConfig`, for a start from scratch; init the folder of a vocoder to go on from, whose
+    configuration holds then (entries of model that differ from it are refused).
+    """
 
     trainer: str = "vocoder"
     folders: list[str] = field(default_factory=list)
+    init: str | None = None
     model: dict = field(default_factory=dict)
     losses: VocoderLossSettings = field(default_factory=VocoderLossSettings)
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)

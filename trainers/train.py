@@ -89,11 +89,31 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
     return TrainingArguments(output_dir, remove_unused_columns=False, **settings)
 
 
+def build_vocoder(recipe: VocoderRecipe) -> VocoderModel:
+    """The vocoder that a recipe starts from: a folder, or a configuration. Raises RecipeError for two that differ."""
+    if recipe.init is None:
+        return VocoderModel(VocoderConfig(**recipe.model))
+    try:
+        model = VocoderModel.from_pretrained(recipe.init)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"init: no vocoder can be loaded from {recipe.init}. ({reason})") from error
+    asked, has = VocoderConfig(**recipe.model).to_dict(), model.config.to_dict()
+    if different := [name for name in recipe.model if asked[name] != has[name]]:
+        raise RecipeError(
+            f"model: {recipe.init} has "
+            + ", ".join(f"{name}={has[name]}, not {asked[name]}" for name in different)
+            + ". Drop these entries, or drop init to train such a vocoder from scratch."
+        )
+    return model
+
+
 def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int | None = None) -> VocoderTrainer:
     """Model, crops and trainer of a vocoder recipe."""
     arguments = training_arguments(recipe, output_dir, max_steps)
     set_seed(arguments.seed)
-    config = VocoderConfig(**recipe.model)
+    model = build_vocoder(recipe)
+    config = model.config
     frames = max(1, round(recipe.crops.crop_seconds * config.sampling_rate / config.hop_length))
 
     def crops(split: str, size: int) -> CropDataset:
@@ -109,7 +129,7 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
 
     crops_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     return VocoderTrainer(
-        model=VocoderModel(config),
+        model=model,
         args=arguments,
         train_dataset=crops("train", arguments.max_steps * crops_per_step),
         eval_dataset=crops("dev", recipe.crops.eval_crops) if recipe.crops.eval_crops else None,

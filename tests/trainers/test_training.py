@@ -4,8 +4,8 @@ import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from safetensors.torch import load_file
-from stages import STAGES, STEPS, make_folders, stage_recipe, trainer_losses
-from transformers import AutoModel, TrainerCallback
+from stages import STAGES, STEPS, Stop, make_folders, stage_recipe, trainer_losses
+from transformers import AutoModel
 
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.trainers.loss_log import named_losses, rows_of_loss, token_statistics
@@ -20,17 +20,6 @@ LOGGED = {
     "end_to_end": {"loss_lm", "loss_flow", "loss_prior", "loss_kl"}
     | {"predicted_loss_asr", "predicted_loss_spk", "predicted_loss_flow", "predicted_loss_prior"},
 }
-
-
-class Stop(TrainerCallback):
-    """Kills a run right after a step, as a machine would."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")

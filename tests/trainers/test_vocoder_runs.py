@@ -1,0 +1,65 @@
+"""A vocoder's run that goes on: with discriminators that begin later, and from the vocoder of another run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from factories import make_dataset, vocoder_settings
+
+from e2e_tts.modeling import VocoderConfig, VocoderModel
+from e2e_tts.trainers import doctor, train
+from e2e_tts.trainers.vocoder_trainer import DISCRIMINATOR_WEIGHTS
+
+
+def recipe_of(tmp_path: Path, **changes) -> list[str]:
+    """The arguments that train a tiny vocoder, in tmp_path/run; changes replace entries of its recipe."""
+    small = {"samples": 1600, "periods": [3], "period_channels": [4, 4], "fft_sizes": [128]}
+    values = {
+        "trainer": "vocoder",
+        "folders": [str(tmp_path / "data")],
+        "model": vocoder_settings(),
+        "losses": {"fft_sizes": [256]},
+        "discriminator": {**small, "spectrogram_channels": [4, 4]},
+        "crops": {"crop_seconds": 0.2, "source_weights": {"first": 1.0}},
+        "arguments": {"max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True},
+        **changes,
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(values))
+    return ["--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "run")]
+
+
+def test_discriminators_are_turned_on_from_the_checkpoint_on(tmp_path):
+    make_dataset(str(tmp_path / "data"))
+    command = [*recipe_of(tmp_path), "--max_steps"]
+    train.main([*command, "2"])
+    with pytest.raises(SystemExit, match=r"checkpoint-2 is past .*Set discriminator\.start_step=2 or later"):
+        train.main([*command, "3", "--set", "discriminator.start_step=1"])
+    train.main([*command, "3", "--set", "discriminator.start_step=2"])
+    assert (tmp_path / "run" / "checkpoint-3" / DISCRIMINATOR_WEIGHTS).is_file()
+    assert not (tmp_path / "run" / "checkpoint-2" / DISCRIMINATOR_WEIGHTS).exists()
+
+
+def test_a_vocoder_goes_on_from_another(tmp_path):
+    make_dataset(str(tmp_path / "data"))
+    torch.manual_seed(3)
+    before = VocoderModel(VocoderConfig(**vocoder_settings(kernel_size=5)))
+    before.save_pretrained(tmp_path / "before")
+    still = {"max_steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "use_cpu": True, "save_strategy": "no"}
+    train.main(recipe_of(tmp_path, model={}, init=str(tmp_path / "before"), arguments=still))
+    after = VocoderModel.from_pretrained(tmp_path / "run" / "final")
+    assert after.config.kernel_size == 5
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("command", [train.main, doctor.main])
+def test_a_vocoder_that_is_another_or_none_is_refused(command, tmp_path, capsys):
+    make_dataset(str(tmp_path / "data"))
+    VocoderModel(VocoderConfig(**vocoder_settings(kernel_size=5))).save_pretrained(tmp_path / "before")
+    messages = {"before": "has kernel_size=5, not 7. Drop these", "absent": "no vocoder can be loaded from"}
+    for name, message in messages.items():
+        arguments = recipe_of(tmp_path, model={"hidden_size": 16, "kernel_size": 7}, init=str(tmp_path / name))
+        with pytest.raises(SystemExit) as refusal:
+            command(arguments[:2] if command is doctor.main else arguments)
+        assert message in str(refusal.value) + capsys.readouterr().out
