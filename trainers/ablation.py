@@ -35,7 +35,7 @@ from transformers import AutoModel, set_seed
 import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 
 from .ablation_plan import AblationPlan, Cell, PlanError, Run, digest, load_plan
-from .recipe import RecipeError
+from .recipe_parts import RecipeError
 
 Command = Callable[[str, list[str]], None]
 """Runs a module's command line with arguments; raises CommandError if it fails."""

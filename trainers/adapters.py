@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor
 from e2e_tts.modeling import E2ETTSModel
 
 from .built_in_voices import load_voices
-from .recipe import LoraRecipe, RecipeError
+from .recipe_parts import LoraRecipe, RecipeError
 
 CONFORMER_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "linear1", "linear2"]
 DEFAULT_TARGETS = {

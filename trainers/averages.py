@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .recipe import RecipeError
+from .recipe_parts import RecipeError
 
 LEARNING_WEIGHTS = "learning_weights.safetensors"
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from e2e_tts.modeling import E2ETTSModel
 
 from .data.columns import list_lengths, vectors
-from .recipe import RecipeError
+from .recipe_parts import RecipeError
 
 VOICES_FILE = "voices.json"
 

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from e2e_tts.modeling import E2ETTSModel
 
 from .data.speech_data import Collator, SpeechDataset
-from .recipe import SafetyRecipe, SampleRecipe
+from .recipe_parts import SafetyRecipe, SampleRecipe
 from .safety import collapse_signs
 from .speech_samples import write_samples
 

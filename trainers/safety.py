@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import save_file
 
-from .recipe import SafetyRecipe
+from .recipe_parts import SafetyRecipe
 
 MEDIAN_LOGS, FEWEST_LOGS = 20, 5  # logged losses in the running median, and those that it needs to mean anything
 RECONSTRUCTION = ("loss_prior", "loss_flow")

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from e2e_tts.modeling.modeling_e2e_tts import E2ETTSModel, E2ETTSOutput
-from e2e_tts.modeling.own_history import OwnHistory
 
 from .adapters import save_merged
 from .averages import UpdateAverages, WeightAverages
@@ -30,11 +29,12 @@ from .data.speech_data import (
 )
 from .learning import choose_what_learns
 from .loss_log import LossLog, named_losses, rows_of_loss
+from .own_draws import check_voices, draw_history
 from .recipe import Recipe, RecipeError
 from .safety import divergence, save_bad_batch
 from .sharding import gathered, prepare_sharding, refuse_sharded
 
-OTHER_CLIP, RATE, NO_TEXT, NO_STYLE, MASKS, OWN_VOICE = 21, 22, 23, 24, 25, 26  # salts of the trainer's own draws
+OTHER_CLIP, RATE, NO_TEXT, NO_STYLE, MASKS = 21, 22, 23, 24, 25  # salts of the trainer's own draws
 
 
 def loss_key(name: str) -> str:
@@ -379,12 +379,7 @@ class EndToEndTrainer(SpeechTrainer):
             raise ValueError(f"Stage 3 keeps tokenizer and reward model frozen: take {sorted(frozen)} out of train.")
         if recipe.kl and reference_lm is None:
             reference_lm = copy.deepcopy(model.lm)  # before it gets adapters
-        voices = [] if recipe.own_history is None else recipe.own_history.voices
-        if missing := sorted(set(voices) - set(model.config.voices)):
-            raise RecipeError(
-                f"own_history.voices: {missing} are not built in; the model has {[*model.config.voices]}. Name these, "
-                "or none, to have each row's own speaker."
-            )
+        check_voices(model, recipe)
         super().__init__(model, recipe, *args, **kwargs)
         self.reference_lm = None
         if recipe.kl:
@@ -393,52 +388,8 @@ class EndToEndTrainer(SpeechTrainer):
     def draw_inputs(self, inputs: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         drawn = super().draw_inputs(inputs, step)
         if self.recipe.own_history is not None:
-            drawn["own_history"] = self.draw_history(inputs, drawn)
+            drawn["own_history"] = draw_history(self.composite, self.recipe, inputs, drawn)
         return drawn
-
-    @torch.no_grad()
-    def draw_history(self, inputs: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor]) -> OwnHistory:
-        """Has the LM speak the texts of a batch. The draws depend on (run seed, step) and the batch's utterances."""
-        recipe, model = self.recipe.own_history, self.composite
-        voice, target, rate = drawn["speaker_embedding"], inputs["speaker_target"], drawn["tokens_per_symbol"]
-        if recipe.voices:
-            shares = np.array([*recipe.voices.values()]) / sum(recipe.voices.values())
-            sources = [np.random.default_rng((seed, OWN_VOICE)) for seed in drawn["seeds"].tolist()]
-            names = [str(source.choice([*recipe.voices], p=shares)) for source in sources]
-            condition = model._condition(names, len(names))
-            jitter = [source.standard_normal() * self.recipe.rate_jitter for source in sources]
-            voice = target = condition.embedding
-            rate = condition.tokens_per_symbol * torch.tensor(jitter).float().exp().to(rate.device)
-        generator = torch.Generator(device=voice.device).manual_seed(int(drawn["seeds"].sum()))
-        rows = (inputs["text_ids"], inputs["text_mask"], voice, rate, target)
-        text_ids, text_mask, voice, rate, target = (row.repeat_interleave(recipe.draws, dim=0) for row in rows)
-        model.lm.eval()
-        with gathered(model):
-            speech = model.lm.generate_codes(
-                text_ids,
-                text_mask,
-                voice,
-                rate,
-                temperature=recipe.temperature,
-                top_k=recipe.top_k,
-                top_p=recipe.top_p,
-                text_guidance=recipe.text_guidance,
-                max_tokens_per_symbol=recipe.longest * float(rate.max()),
-                generator=generator,
-            )
-        model.lm.train(model.training)
-        return OwnHistory(
-            speech.ids,
-            speech.mask,
-            speech.finished,
-            text_mask,
-            voice,
-            rate,
-            target,
-            recipe.temperature,
-            recipe.draws,
-            recipe.reward,
-        )
 
     def full_weights(self) -> dict[str, float]:
         predicted = asdict(self.recipe.predicted_losses)

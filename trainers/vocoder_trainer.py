@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from ..modeling.audio_features import MelSpec, MelSpectrogram
 from ..modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses
+from .recipe_parts import RecipeError
 
 DISCRIMINATOR_WEIGHTS = "discriminator.safetensors"
 DISCRIMINATOR_OPTIMIZER = "discriminator_optimizer.pt"
@@ -176,8 +177,6 @@ class VocoderTrainer(Trainer):
             state = torch.load(os.path.join(checkpoint, DISCRIMINATOR_OPTIMIZER), weights_only=True)
             self.discriminator_optimizer.load_state_dict(state)
         elif self.state.global_step > self.discriminator_settings.start_step:
-            from .recipe import RecipeError  # which reads this module's settings
-
             raise RecipeError(
                 f"{checkpoint} is past discriminator.start_step={self.discriminator_settings.start_step} but has no "
                 f"{DISCRIMINATOR_WEIGHTS}. Set discriminator.start_step={self.state.global_step} or later to start "
