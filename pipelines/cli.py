@@ -188,6 +188,9 @@ def _add_speak(command: Parser) -> None:
     )
     command.add_argument("--list-styles", action="store_true", help="print the styles that the checkpoint has")
     _add_decoder(command)
+    command.add_argument(
+        "--decoder-temperature", type=float, help="below 1 the sound is calmer; by default as the checkpoint says"
+    )
     command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
     command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
     command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")

@@ -84,7 +84,7 @@ def speak(options: argparse.Namespace) -> None:
         raise ValueError("The text is empty.")
     pipe = load_pipe(model, options)
     sampling = ("temperature", "top_k", "top_p", "text_guidance", "candidates")
-    names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", *sampling)
+    names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", "decoder_temperature", *sampling)
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.style:
         settings["style"] = ", ".join(options.style)

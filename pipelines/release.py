@@ -198,6 +198,12 @@ def main(arguments: list[str] | None = None) -> None:
         "text_guidance=1.5",
     )
     parser.add_argument(
+        "--decoder-temperature",
+        type=float,
+        metavar="T",
+        help="scale of the decoder's noise by default; below 1 the sound is calmer",
+    )
+    parser.add_argument(
         "--candidates",
         type=int,
         metavar="N",
@@ -219,6 +225,10 @@ def main(arguments: list[str] | None = None) -> None:
             add_voices(model, options.voice)
         if options.sampling:
             model.config.sampling = parse_sampling(options.sampling)
+        if options.decoder_temperature is not None:
+            check_number("decoder_temperature", options.decoder_temperature)
+            for config in (model.config.decoder_config, model.decoder.config):
+                config.noise_temperature = options.decoder_temperature
         if options.candidates is not None:
             check_number("candidates", options.candidates)
             if options.candidates > 1 and model.reward.ctc_head is None:

@@ -34,6 +34,7 @@ class SpeechRequest(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63)
     num_steps: int | None = Field(None, ge=1, le=100)
     guidance: float | None = Field(None, ge=0.0, le=100.0)
+    decoder_temperature: float | None = Field(None, ge=0.0, le=100.0)
     temperature: float | None = Field(None, ge=0.0, le=100.0)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0.0, le=1.0)
@@ -46,7 +47,7 @@ class SpeechRequest(BaseModel):
     def settings(self) -> dict[str, Any]:
         """What the pipeline is called with, beside the text and the voice."""
         sampling = ("temperature", "top_k", "top_p", "text_guidance", "candidates")
-        names = ("speed", "style", "seed", "num_steps", "guidance", *sampling)
+        names = ("speed", "style", "seed", "num_steps", "guidance", "decoder_temperature", *sampling)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -145,6 +145,9 @@ def test_seeds_and_temperature():
     assert not torch.allclose(first, decoder.sample(codes, mask, voice, seeds=SEEDS + 1, num_steps=2))
     still = decoder.sample(codes, mask, voice, seeds=SEEDS, num_steps=2, temperature=0.0)
     torch.testing.assert_close(still, decoder.sample(codes, mask, voice, seeds=SEEDS + 1, num_steps=2, temperature=0.0))
+    calm = decoder.sample(codes, mask, voice, seeds=SEEDS, num_steps=2, temperature=0.6)
+    decoder.config.noise_temperature = 0.6
+    assert torch.equal(calm, decoder.sample(codes, mask, voice, seeds=SEEDS, num_steps=2))
 
 
 def test_without_prior_and_speaker():

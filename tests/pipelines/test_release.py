@@ -51,6 +51,18 @@ def test_a_checkpoint_draws_as_often_as_its_release_says(tiny_model, tmp_path):
         main(["--model", str(tmp_path / "deaf"), "--output", str(tmp_path / "no"), "--candidates", "3"])
 
 
+def test_the_decoder_s_temperature_is_released(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "trained")
+    arguments = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--decoder-temperature"]
+    main([*arguments, "0.6"])
+    model = AutoModel.from_pretrained(tmp_path / "release")
+    assert model.config.decoder_config.noise_temperature == model.decoder.config.noise_temperature == 0.6
+    assert AutoModel.from_pretrained(tmp_path / "release" / "decoder").config.noise_temperature == 0.6
+    with pytest.raises(SystemExit, match="decoder_temperature must lie between 0 and 100, got -1"):
+        main([*arguments, "-1"])
+
+
+
 def test_a_module_can_be_the_mean_of_several(tiny_model, tmp_path):
     start = tiny_model()
     start.save_pretrained(tmp_path / "start")
