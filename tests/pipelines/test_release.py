@@ -58,7 +58,7 @@ def test_the_decoder_s_temperature_is_released(tiny_model, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "release")
     assert model.config.decoder_config.noise_temperature == model.decoder.config.noise_temperature == 0.6
     assert AutoModel.from_pretrained(tmp_path / "release" / "decoder").config.noise_temperature == 0.6
-    with pytest.raises(SystemExit, match="decoder_temperature must lie between 0 and 100, got -1"):
+    with pytest.raises(SystemExit, match="decoder_temperature must lie between 0.0 and 100.0, got -1.0"):
         main([*arguments, "-1"])
 
 
