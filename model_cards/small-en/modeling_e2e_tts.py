@@ -17,17 +17,19 @@ from transformers.utils import ModelOutput
 from .audio_features import MelSpec, length_mask
 from .auto_classes import register
 from .configuration_e2e_tts import E2ETTSConfig
+from .gumbel_softmax import straight_through_codes
 from .modeling_flow_decoder import FlowDecoderModel
 from .modeling_reward import RewardModel
 from .modeling_speaker import SpeakerEncoderModel
 from .modeling_speech_encoder import SpeechEncoderModel
 from .modeling_speech_lm import SpeechLM
 from .modeling_vocoder import VocoderModel
+from .own_history import OwnHistory, advantages, policy_loss
 from .randomness import seeded_noise
 from .speech_generation import SpeechGenerationError, SpeechGenerationMixin  # noqa: F401 - also found here
 from .styles import RATE, Levels
 
-GUMBEL, HISTORY = 11, 12  # salts of an utterance's Gumbel noise, and of the codes hidden from the LM
+HISTORY = 12  # salt of the codes hidden from the LM
 MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 
 
@@ -35,8 +37,9 @@ MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 class E2ETTSOutput(ModelOutput):
     """
     Named losses (scalars; None where not asked for): loss_lm, loss_asr, loss_spk, loss_ser, loss_flow, loss_prior on
-    true codes, the same with the prefix `predicted_` on codes that the LM predicts, and loss_kl, the divergence from
-    `reference_logits`. `lm_logits` (B, T + 1, vocab), `ids` and `mask` (B, T) are given for statistics.
+    true codes, the same with the prefix `predicted_` on codes that the LM predicts, predicted_loss_policy of whole
+    draws of the LM, and loss_kl, the divergence from a reference LM. `lm_logits` (B, T + 1, vocab), `ids` and `mask`
+    (B, T) are given for statistics.
     """
 
     loss_lm: torch.Tensor | None = None
@@ -50,6 +53,7 @@ class E2ETTSOutput(ModelOutput):
     predicted_loss_ser: torch.Tensor | None = None
     predicted_loss_flow: torch.Tensor | None = None
     predicted_loss_prior: torch.Tensor | None = None
+    predicted_loss_policy: torch.Tensor | None = None
     loss_kl: torch.Tensor | None = None
     lm_logits: torch.Tensor | None = None
     ids: torch.LongTensor | None = None
@@ -138,10 +142,11 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         gumbel_temperature: float = 1.0,
         predict_from: str = "codes",
         reference_lm: SpeechLM | None = None,
+        own_history: OwnHistory | None = None,
     ) -> E2ETTSOutput:
         """The losses named in true_losses ("lm", "reward", "flow", or "prior" for its cheap part alone) on the
         tokenizer's codes and those named in predicted_losses ("reward", "flow") on codes that the LM predicts by
-        straight-through Gumbel-Softmax with teacher-forced history (PAPER section 3, stage 3).
+        straight-through Gumbel-Softmax with teacher-forced history (PAPER section 3, stage 3), or on own_history.
 
         input_features (B, T_mel, n_mels) and feature_mask (B, T_mel) feed the tokenizer; mel (B, T_mel', n_mels) is
         the decoder's target, by default the same features. speaker_target (B, S) is the embedding that L_SPK asks
@@ -151,6 +156,10 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         history_dropout: share of the codes that the LM, in training, does not see when it predicts those after them.
         predict_from: "codes", or "hidden" to condition the decoder on LM states.
         reference_lm: a frozen LM whose distribution anchors this one (loss_kl).
+        own_history: tokens that the LM has drawn. "reward" and the anchor are then about this speech, each code
+        predicted from what the LM itself drew before it, as when it speaks, and the predicted loss "policy" compares
+        the draws of a text with each other (see `policy_loss`). No mel goes with it, so "flow" keeps the recording's
+        history.
         """
         encoded = self.encoder(input_features, feature_mask)
         codes, ids, mask = encoded.codes, encoded.ids, encoded.mask
@@ -175,7 +184,10 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         lm_style, decoder_style = (self.style_columns(style_levels, name) for name in ("lm", "decoder"))
         voice = speaker_embedding if decoder_style is None else self.decoder.styled(speaker_embedding, decoder_style)
         lm_output = None
-        if "lm" in true_losses or predicted_losses or reference_lm is not None or from_hidden:
+        teacher_forced = {"flow"} if own_history is not None else {"reward", "flow"}
+        teacher_forced &= set(predicted_losses)
+        anchored = reference_lm is not None and own_history is None
+        if "lm" in true_losses or teacher_forced or anchored or from_hidden:
             seen = None
             if history_dropout and self.training:
                 draws = seeded_noise(seeds, HISTORY, (mask.shape[1], 1), mask.device, kind="uniform")
@@ -183,37 +195,81 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
             lm_inputs = (text_ids, text_mask, codes, mask, ids, speaker_embedding, tokens_per_symbol, lm_style, seen)
             lm_output = self.lm(*lm_inputs)
             output.loss_lm, output.lm_logits = lm_output.loss, lm_output.logits
-            if reference_lm is not None:
-                with torch.no_grad():
-                    reference = reference_lm(*lm_inputs).logits
-                output.loss_kl = self._divergence(lm_output.logits, reference, mask)
+            if anchored:
+                output.loss_kl = self._anchor(reference_lm, lm_inputs, lm_output.logits)
         if "flow" in true_losses or "prior" in true_losses:
             source = lm_output.hidden_states[:, :-1] if from_hidden else codes
             flow = self.decoder(source, mask, mel, seeds, voice, only_prior="flow" not in true_losses)
             output.loss_flow, output.loss_prior = flow.loss_flow, flow.loss_prior
-        if predicted_losses:
+        if own_history is not None:
+            self._own_losses(own_history, output, text_ids, ctc_labels, emotion_labels, seeds, predicted_losses,
+                             gumbel_temperature, reference_lm)  # fmt: skip
+        if teacher_forced:
             predicted = self.predict_codes(lm_output.logits, mask, seeds, gumbel_temperature)
-            if "reward" in predicted_losses:
+            if "reward" in teacher_forced:
                 reward = self.reward(predicted, mask, ctc_labels, speaker_target, emotion_labels)
                 output.predicted_loss_asr, output.predicted_loss_spk = reward.loss_asr, reward.loss_spk
                 output.predicted_loss_ser = reward.loss_ser
-            if "flow" in predicted_losses:
+            if "flow" in teacher_forced:
                 source = lm_output.hidden_states[:, :-1] if from_hidden else predicted
                 flow = self.decoder(source, mask, mel, seeds, voice)
                 output.predicted_loss_flow, output.predicted_loss_prior = flow.loss_flow, flow.loss_prior
         return output
 
     def predict_codes(
-        self, logits: torch.Tensor, mask: torch.Tensor, seeds: torch.LongTensor, temperature: float
+        self,
+        logits: torch.Tensor,
+        mask: torch.Tensor,
+        seeds: torch.LongTensor,
+        temperature: float,
+        drawn: torch.LongTensor | None = None,
     ) -> torch.Tensor:
-        """Straight-through Gumbel-Softmax: LM logits (B, T + 1, vocab) -> hard codes (B, T, D) with soft gradients."""
+        """Straight-through Gumbel-Softmax: LM logits (B, T + 1, vocab) -> hard codes (B, T, D) with soft gradients; the
+        codes `drawn` (B, T), where they have been drawn already."""
         logits = logits[:, :-1, : self.config.lm_config.num_codes].float()
-        noise = seeded_noise(seeds, GUMBEL, logits.shape[1:], logits.device, kind="gumbel")
-        soft = ((logits + noise) / temperature).softmax(dim=-1)
-        codebook = self.lm.quantizer.codebook
-        soft_codes = soft @ codebook
-        hard_codes = codebook[soft.argmax(dim=-1)]
-        return (hard_codes + (soft_codes - soft_codes.detach())) * mask[..., None]
+        codes = straight_through_codes(logits, self.lm.quantizer.codebook, seeds, temperature, drawn)
+        return codes * mask[..., None]
+
+    def _own_losses(
+        self,
+        own: OwnHistory,
+        output: E2ETTSOutput,
+        text_ids: torch.LongTensor,
+        ctc_labels: torch.LongTensor | None,
+        emotion_labels: torch.LongTensor | None,
+        seeds: torch.LongTensor,
+        predicted_losses: Sequence[str],
+        gumbel_temperature: float,
+        reference_lm: SpeechLM | None,
+    ) -> None:
+        """Adds to output the losses of what the LM has drawn: L_RM of each code where the LM would have put another
+        ("reward"), of the draws as wholes ("policy"), and the anchor."""
+        text_ids, ctc_labels, emotion_labels = map(own.repeat, (text_ids, ctc_labels, emotion_labels))
+        codes = self.lm.quantizer.indices_to_codes(own.ids) * own.mask[..., None]
+        lm_inputs = (text_ids, own.text_mask, codes, own.mask, None, own.speaker_embedding, own.tokens_per_symbol)
+        logits = self.lm(*lm_inputs).logits
+        if reference_lm is not None:
+            output.loss_kl = self._anchor(reference_lm, lm_inputs, logits)
+        if "policy" in predicted_losses:
+            losses = self.reward.compare(codes, own.mask, ctc_labels, own.speaker_target, own.reward)
+            better = advantages(losses["all"], own.draws)
+            end = self.lm.end_token_id
+            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, own.finished, better, end)
+            output.predicted_loss_asr, output.predicted_loss_spk = (
+                losses[name].mean() if name in losses else None for name in ("asr", "spk")
+            )
+        if "reward" in predicted_losses:
+            scores = logits / own.temperature
+            soft = self.predict_codes(scores, own.mask, own.seeds(seeds), gumbel_temperature, own.ids)
+            reward = self.reward(soft, own.mask, ctc_labels, own.speaker_target, emotion_labels)
+            output.predicted_loss_asr, output.predicted_loss_spk = reward.loss_asr, reward.loss_spk
+            output.predicted_loss_ser = reward.loss_ser
+
+    def _anchor(self, reference_lm: SpeechLM, lm_inputs: Sequence, logits: torch.Tensor) -> torch.Tensor:
+        """Divergence from a frozen LM of one with these logits, given the same inputs."""
+        with torch.no_grad():
+            reference = reference_lm(*lm_inputs).logits
+        return self._divergence(logits, reference, lm_inputs[3])
 
     @staticmethod
     def _divergence(logits: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

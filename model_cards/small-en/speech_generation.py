@@ -62,7 +62,7 @@ class SpeechGenerationMixin(VoiceMixin):
         seed: int | None = None,
         num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
-        decoder_temperature: float = 1.0,
+        decoder_temperature: float | None = None,
         vocoder: bool = True,
         chunking: ChunkingLike = None,
         candidates: int | None = None,
@@ -79,8 +79,8 @@ class SpeechGenerationMixin(VoiceMixin):
         lists, or one such style a row; "rate" works with every checkpoint whose text positions are "aligned".
         chunking (a `Chunking` or its fields): decode as `generate_stream` does, one text only. candidates: how many
         times the LM draws, for the reward model to keep what it understands best by ctc_labels (B, N), which the
-        processor gives; by default as many as the configuration says, or 1 without labels. sampling goes to
-        `SpeechLM.generate_codes`.
+        processor gives; by default as many as the configuration says, or 1 without labels. decoder_temperature: scale
+        of the decoder's noise, by default that of its configuration. sampling goes to `SpeechLM.generate_codes`.
 
         Raises SpeechGenerationError for speech that does not end within the length limit.
         """
@@ -114,7 +114,7 @@ class SpeechGenerationMixin(VoiceMixin):
         seed: int | None = None,
         num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
-        decoder_temperature: float = 1.0,
+        decoder_temperature: float | None = None,
         chunking: ChunkingLike = None,
         candidates: int = 1,
         ctc_labels: torch.LongTensor | None = None,
@@ -292,7 +292,7 @@ class SpeechGenerationMixin(VoiceMixin):
         seed: int = 0,
         num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
-        decoder_temperature: float = 1.0,
+        decoder_temperature: float | None = None,
         vocoder: bool = True,
         chunking: ChunkingLike = None,
     ) -> dict[str, torch.Tensor]:

@@ -31,6 +31,7 @@ RANGES = {
     "speed": (0.25, 4.0),
     "num_steps": (1, 1000),
     "guidance": (0.0, 100.0),
+    "decoder_temperature": (0.0, 100.0),
     "temperature": (0.0, 100.0),
     "top_k": (1, math.inf),
     "top_p": (1e-6, 1.0),
@@ -67,7 +68,8 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         effort=2", relative to what is usual for the voice. "rate" ("slow", "fast") is a coarser speed. An unknown style
         or level is refused with those that there are.
     seed (`int`): makes a call repeatable (for the same texts and batch_size).
-    num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder.
+    num_steps (`int`), guidance (`float`): solver steps and guidance of the acoustic decoder. decoder_temperature
+        (`float`): scale of its noise; below 1 speech is calmer. By default as the checkpoint says.
     temperature, top_k, top_p: sampling of the speech tokens; temperature 0 is greedy.
     text_guidance (`float`): above 1 the speech tokens keep closer to the text; 1 is off.
     candidates (`int`): how many times to draw the speech tokens; the reward model keeps those that it understands best.
@@ -206,6 +208,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
+        decoder_temperature: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -218,6 +221,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             "speed": speed,
             "num_steps": num_steps,
             "guidance": guidance,
+            "decoder_temperature": decoder_temperature,
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,

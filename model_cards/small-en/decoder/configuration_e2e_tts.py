@@ -168,6 +168,8 @@ class FlowDecoderConfig(PreTrainedConfig):
     use_prior (`bool`): also regress the mel from the codes; the estimate is a further input of the transformer.
     styles (`dict`): style control as the LM's; what of a style the codes do not carry, pitch say, is the decoder's.
     hidden_condition_size (`int`): width of LM hidden states to condition on instead of codes (ablation); 0 is off.
+    noise_temperature (`float`): scale of the noise that speech is made from, where a call does not say; below 1 the
+        mel is calmer, with less noise of its own.
     """
 
     model_type = "e2e_tts_flow_decoder"
@@ -192,6 +194,7 @@ class FlowDecoderConfig(PreTrainedConfig):
     prompt_probability: float = 0.5
     max_prompt_fraction: float = 0.5
     time_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    noise_temperature: float = 1.0
     styles: dict | None = None
 
     def __post_init__(self, **kwargs):

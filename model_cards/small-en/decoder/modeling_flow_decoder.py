@@ -205,7 +205,7 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         seeds: torch.LongTensor | None = None,
         num_steps: int = SOLVER_STEPS,
         guidance: float = 0.7,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         schedule: str = "linear",
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -216,7 +216,8 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         prompt_mel (B, P, n_mels): the true mel of the first P frames, which `codes` must cover; they come back as they
         are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "linear" takes equal steps, "cosine"
         smaller ones near the noise. noise (B, T * frames_per_token, n_mels): by default drawn for each row from seeds
-        (B,); a part that is decoded by itself is given what it has in the whole utterance.
+        (B,); a part that is decoded by itself is given what it has in the whole utterance. temperature: what the noise
+        is multiplied with, by default as the configuration says.
         """
         if num_steps < 1:
             raise ValueError(f"The solver needs at least one step, got num_steps={num_steps}.")
@@ -228,7 +229,7 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         if noise is None:
             seeds = torch.zeros(batch, dtype=torch.long) if seeds is None else seeds
             noise = seeded_noise(seeds, NOISE, shape)
-        x = noise.to(condition) * temperature
+        x = noise.to(condition) * (self.config.noise_temperature if temperature is None else temperature)
         prompt = torch.zeros_like(x)
         if prompt_mel is not None:
             if prompt_mel.shape[1] > shape[0]:

@@ -1,5 +1,6 @@
 """The reward model: FSQ codes, hard or soft -> recognition, speaker and emotion losses (PAPER section 2, L_RM)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -168,6 +169,30 @@ class RewardModel(PreTrainedModel):
         logits, frames = self._recognise(codes, mask, "tell how well speech is understood")
         losses, _, too_short = self._ctc_losses(logits, frames, ctc_labels)
         return losses.masked_fill(too_short, torch.inf)
+
+    @torch.no_grad()
+    def compare(
+        self,
+        codes: torch.Tensor,
+        mask: torch.Tensor,
+        ctc_labels: torch.LongTensor,
+        speaker_target: torch.Tensor | None,
+        weights: Mapping[str, float],
+    ) -> dict[str, torch.Tensor]:
+        """The losses named in weights ("asr", "spk") of each utterance by itself (B,), arguments as in forward, and
+        "all", their weighted sum: infinite where speech is too short for its labels."""
+        output = self(codes, mask)
+        losses = {}
+        if weights.get("asr"):
+            frames = mask.sum(dim=1) * self.config.ctc_upsampling
+            losses["asr"], _, too_short = self._ctc_losses(output.ctc_logits, frames, ctc_labels)
+        if weights.get("spk"):
+            target = nn.functional.normalize(speaker_target.float(), dim=-1)
+            losses["spk"] = 1.0 - (output.speaker_embedding * target).sum(dim=-1)
+        losses["all"] = sum(weights[name] * value for name, value in losses.items())
+        if "asr" in losses:
+            losses["all"] = losses["all"].masked_fill(too_short, torch.inf)
+        return losses
 
     @torch.no_grad()
     def transcribe(self, codes: torch.Tensor, mask: torch.Tensor | None = None) -> list[list[int]]:
