@@ -23,6 +23,8 @@ from .text_to_speech import TextToSpeechPipeline, check_number
 
 # Weights that no inference reads: the classes that the speaker encoder was trained to tell apart.
 TRAINING_WEIGHTS = ("speaker.classes.",)
+# What transformers notes of the place that a tokenizer came from, which means nothing elsewhere.
+WHERE_LOADED = ("is_local", "local_files_only")
 
 
 def save_release(
@@ -104,7 +106,10 @@ def load_processor(folder: str | Path, model: E2ETTSModel, tokenizer: str | None
     """The processor with a tokenizer (see `text_tokens.load_processor`), else the one saved beside a model, or, as
     trainers save none, a new one for English phonemes."""
     if tokenizer is None and (Path(folder) / "processor_config.json").is_file():
-        return AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder)
+        for name in WHERE_LOADED:
+            processor.tokenizer.init_kwargs.pop(name, None)
+        return processor
     encoder, text = model.config.encoder_config, text_tokens.load_processor(tokenizer or PHONEMES)
     return TextToSpeechProcessor(
         TextToSpeechFeatureExtractor(mel=encoder.mel, frames_per_token=encoder.frames_per_token),

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 PANELS = {
     "L_LM, nats a token": ("loss_lm",),
-    "L_RM": ("loss_asr", "loss_spk", "predicted_loss_asr"),
+    "L_RM": ("loss_asr", "loss_spk", "predicted_loss_asr", "predicted_loss_spk"),
     "L_FM": ("loss_flow", "loss_prior", "predicted_loss_flow"),
+    "anchor, nats a token": ("loss_kl",),
     "token entropy, bits": ("token_entropy",),
     "share of codes used": ("code_use",),
 }
@@ -22,27 +24,40 @@ def read_history(folder: Path) -> list[dict]:
     return json.loads(states[-1].read_text())["log_history"]
 
 
+def curves(histories: dict[str, list[dict]]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Logs by name of run -> the panels that have something to show: title -> label -> points (step, value)."""
+    panels = {}
+    for title, names in PANELS.items():
+        lines = {
+            f"{run}: {name}": [(entry["step"], float(entry[name])) for entry in history if name in entry]
+            for run, history in histories.items()
+            for name in names
+        }
+        if lines := {label: points for label, points in lines.items() if points}:
+            panels[title] = lines
+    return panels
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("runs", nargs="+", help="folders of runs, drawn one after the other, e.g. stages 1, 2 and 3")
     parser.add_argument("--output", required=True, help="the PNG to write")
     options = parser.parse_args(arguments)
+    panels = curves({Path(run).name: read_history(Path(run)) for run in options.runs})
+    if not panels:
+        sys.exit(f"{', '.join(options.runs)}: nothing of what is plotted has been logged yet ({', '.join(PANELS)}).")
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.2), constrained_layout=True)
-    for run in options.runs:
-        history = read_history(Path(run))
-        for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
-            axis.set_title(title)
-            axis.set_xlabel("step")
-            for name in names:
-                points = [(entry["step"], float(entry[name])) for entry in history if name in entry]
-                if points:
-                    axis.plot(*zip(*points, strict=True), label=f"{Path(run).name}: {name}", linewidth=1)
-    for axis in axes:
+    size = (4 * len(panels), 3.2)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, constrained_layout=True, squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for label, points in lines.items():
+            axis.plot(*zip(*points, strict=True), label=label, linewidth=1)
+        axis.set_title(title)
+        axis.set_xlabel("step")
         axis.legend(fontsize=6)
         axis.grid(alpha=0.3)
     figure.savefig(options.output, dpi=90)

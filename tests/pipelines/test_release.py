@@ -1,6 +1,7 @@
 """What a release stores beside weights: how it samples by default."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -58,7 +59,13 @@ def test_the_decoder_s_temperature_is_released(tiny_model, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "release")
     assert model.config.decoder_config.noise_temperature == model.decoder.config.noise_temperature == 0.6
     assert AutoModel.from_pretrained(tmp_path / "release" / "decoder").config.noise_temperature == 0.6
-    with pytest.raises(SystemExit, match="decoder_temperature must lie between 0.0 and 100.0, got -1.0"):
+    # A release of a release says nothing of the place where the first one lay.
+    main(["--model", str(tmp_path / "release"), "--output", str(tmp_path / "again")])
+    assert AutoModel.from_pretrained(tmp_path / "again").config.decoder_config.noise_temperature == 0.6
+    files = [tmp_path / name / "tokenizer_config.json" for name in ("release", "again")]
+    first, again = (json.loads(file.read_text()) for file in files)
+    assert first == again and "is_local" not in again
+    with pytest.raises(SystemExit, match=r"decoder_temperature must lie between 0\.0 and 100\.0, got -1\.0"):
         main([*arguments, "-1"])
 
 
