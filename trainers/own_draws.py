@@ -25,12 +25,17 @@ def check_voices(model: E2ETTSModel, recipe: Recipe) -> None:
 
 @torch.no_grad()
 def draw_history(
-    model: E2ETTSModel, recipe: Recipe, inputs: dict[str, torch.Tensor], drawn: dict[str, torch.Tensor]
+    model: E2ETTSModel,
+    recipe: Recipe,
+    inputs: dict[str, torch.Tensor],
+    drawn: dict[str, torch.Tensor],
+    is_first: bool = False,
 ) -> OwnHistory:
     """Draws for the texts of a batch as `recipe.own_history` says.
 
     inputs: the collator's batch; drawn: the same with the trainer's draws, seeds, voices and rates among them. What is
-    drawn depends on these seeds and on which utterances are in the batch.
+    drawn depends on these seeds and on which utterances are in the batch. is_first: whether the model, sharded, has not
+    been called yet.
     """
     settings = recipe.own_history
     voice, target, rate = drawn["speaker_embedding"], inputs["speaker_target"], drawn["tokens_per_symbol"]
@@ -42,6 +47,9 @@ def draw_history(
         rates = [*model.config.voices.values()]
         voice = target = model.voice_embeddings[numbers]
         rate = rate.new_tensor([rates[number] for number in numbers]) * rate.new_tensor(jitter).exp()
+    if is_first:
+        # The first call decides which sharded module is the outermost; parts called before it would each be their own.
+        model(inputs["input_features"], inputs["feature_mask"], true_losses=())
     generator = torch.Generator(device=voice.device).manual_seed(int(drawn["seeds"].sum()))
     rows = (inputs["text_ids"], inputs["text_mask"], voice, rate, target)
     text_ids, text_mask, voice, rate, target = (row.repeat_interleave(settings.draws, dim=0) for row in rows)

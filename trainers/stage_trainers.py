@@ -381,6 +381,7 @@ class EndToEndTrainer(SpeechTrainer):
             reference_lm = copy.deepcopy(model.lm)  # before it gets adapters
         check_voices(model, recipe)
         super().__init__(model, recipe, *args, **kwargs)
+        self.has_drawn = False
         self.reference_lm = None
         if recipe.kl:
             self.reference_lm = reference_lm.requires_grad_(False).eval().to(self.args.device)
@@ -388,7 +389,9 @@ class EndToEndTrainer(SpeechTrainer):
     def draw_inputs(self, inputs: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         drawn = super().draw_inputs(inputs, step)
         if self.recipe.own_history is not None:
-            drawn["own_history"] = draw_history(self.composite, self.recipe, inputs, drawn)
+            is_first = self.is_fsdp_enabled and not self.has_drawn
+            drawn["own_history"] = draw_history(self.composite, self.recipe, inputs, drawn, is_first)
+            self.has_drawn = True
         return drawn
 
     def full_weights(self) -> dict[str, float]:

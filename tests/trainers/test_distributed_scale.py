@@ -64,11 +64,20 @@ def test_every_stage_of_the_paper_takes_a_step(stages):
     assert any(name.startswith("encoder") for name in norms) and any(name.startswith("reward") for name in norms)
 
 
+def two_steps(name: str, stages: Path, **arguments: object) -> dict:
+    """The recipe of a stage; "draws" is stage 3 on the LM's own draws beside its other losses."""
+    values = narrowed_recipe("end_to_end" if name == "draws" else name, stages, **TWO_STEPS, **arguments)
+    if name == "draws":
+        values["own_history"] = {"draws": 2, "text_guidance": 1.5}
+        values["predicted_losses"] |= {"policy": 1.0}
+    return values
+
+
 @pytest.fixture(scope="module")
 def runs(stages, tmp_path_factory) -> Path:
     """Two processes, started by `accelerate launch` with the shipped FSDP configuration: see the plan."""
     root = tmp_path_factory.mktemp("runs")
-    joint, last = narrowed_recipe("joint", stages, **TWO_STEPS), narrowed_recipe("end_to_end", stages, **TWO_STEPS)
+    joint, last, draws = (two_steps(name, stages) for name in ("joint", "end_to_end", "draws"))
     stopped = root / "resumed" / "checkpoint-1"
     plan = [
         {"recipe": joint, "output": str(root / "ddp"), "sharded": False},
@@ -77,6 +86,8 @@ def runs(stages, tmp_path_factory) -> Path:
         {"recipe": joint, "output": str(root / "half"), "sharded": True, "precision": "bf16"},
         {"recipe": last, "output": str(root / "ddp_end_to_end"), "sharded": False},
         {"recipe": last, "output": str(root / "fsdp_end_to_end"), "sharded": True},
+        {"recipe": draws, "output": str(root / "ddp_draws"), "sharded": False},
+        {"recipe": draws, "output": str(root / "fsdp_draws"), "sharded": True},
     ]
     stopped.parent.mkdir()
     stopped.symlink_to(root / "fsdp" / "checkpoint-1")
@@ -100,10 +111,15 @@ def result(runs: Path, name: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "stage, names", [("joint", ("ddp", "fsdp")), ("end_to_end", ("ddp_end_to_end", "fsdp_end_to_end"))]
+    "stage, names",
+    [
+        ("joint", ("ddp", "fsdp")),
+        ("end_to_end", ("ddp_end_to_end", "fsdp_end_to_end")),
+        ("draws", ("ddp_draws", "fsdp_draws")),
+    ],
 )
 def test_two_processes_do_the_work_of_one(stage, names, stages, runs, tmp_path):
-    values = narrowed_recipe(stage, stages, **TWO_STEPS, gradient_accumulation_steps=2)
+    values = two_steps(stage, stages, gradient_accumulation_steps=2)
     trainer = build_trainer(parse_recipe(values), str(tmp_path))
     trainer.train()
     alone = logged_losses(trainer.state.log_history)
