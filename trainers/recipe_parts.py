@@ -14,6 +14,7 @@ class RecipeError(ValueError):
 
 
 def check_key(key: str, known: typing.Iterable[str], where: str) -> None:
+    """Raises RecipeError for a key that is not among the known ones, naming the nearest of them."""
     known = list(known)
     if key not in known:
         near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.4)
