@@ -25,7 +25,7 @@ class EvaluationOptions:
         default=None,
         metadata={
             "help": "list in Seed-TTS-Eval's format: name|prompt text|prompt wav|text[|reference wav]; or everyday_en, "
-            "200 sentences that come with this package"
+            "everyday_zh: 200 and 100 sentences that come with this package"
         },
     )
     dataset: str | None = field(

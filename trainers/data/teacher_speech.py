@@ -1,9 +1,10 @@
-"""Speaks sentences with Debian's flite voices: exact transcripts and open vocabulary for training a small model.
+"""Speaks sentences with other synthesizers: exact transcripts and open vocabulary for training a small model.
 
 python -m e2e_tts.trainers.data.teacher_speech --sentences teacher.txt --voices slt:2 rms awb --output speech/teacher
 
-Writes FLAC files and a `metadata.csv` that `prepare` reads. Started again with the same arguments it goes on where it
-stopped. A sentence that fails is listed in `failed.csv` and does not stop the run.
+English in flite's voices, or, with --kokoro FOLDER, Mandarin in those of Kokoro. Writes FLAC files and a `metadata.csv`
+that `prepare` reads. Started again with the same arguments it goes on where it stopped. A sentence that fails is listed
+in `failed.csv` and does not stop the run.
 """
 
 import argparse
@@ -12,22 +13,19 @@ import hashlib
 import logging
 import os
 import random
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
-import soxr
 
 from e2e_tts.trainers.data.corpus_files import COLUMNS, read_metadata, read_sentences
+from e2e_tts.trainers.data.teachers import SAMPLING_RATE, Flite, Kokoro, Teacher
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_RATE = 16000
-TIMEOUT_SECONDS = 30
+VOICES = {"flite": ["slt", "rms", "awb"], "kokoro": ["zf_xiaoyi", "zm_yunjian"]}
 
 
 def parse_voice(value: str) -> tuple[str, int]:
@@ -38,16 +36,10 @@ def parse_voice(value: str) -> tuple[str, int]:
     return name, int(weight or 1)
 
 
-def find_flite(voices: list[str]) -> str:
-    """Path of the flite program. Raises FileNotFoundError if it is absent, ValueError for a voice it does not have."""
-    program = shutil.which("flite")
-    if program is None:
-        raise FileNotFoundError("The program `flite` is missing. Install it, for example with `apt-get install flite`.")
-    listing = subprocess.run([program, "-lv"], capture_output=True, text=True, timeout=TIMEOUT_SECONDS).stdout
-    available = listing.partition(":")[2].split()
-    if unknown := [voice for voice in voices if voice not in available]:
-        raise ValueError(f"flite has no voice {unknown}; it has {sorted(available)}.")
-    return program
+def check_voices(teacher: Teacher, voices: list[str]) -> None:
+    """Raises ValueError for a voice that the teacher does not have."""
+    if unknown := [voice for voice in voices if voice not in teacher.voices]:
+        raise ValueError(f"{teacher.name} has no voice {unknown}; it has {sorted(teacher.voices)}.")
 
 
 def plan(
@@ -68,23 +60,11 @@ def plan(
             yield f"{voice}_{hashlib.sha256(sentence.encode()).hexdigest()[:12]}.flac", voice, sentence
 
 
-def speak(program: str, voice: str, sentence: str, scratch: Path) -> np.ndarray:
-    """Speech of one sentence: float32 mono samples (L,) at 16 kHz. Raises RuntimeError where flite fails."""
-    wav = scratch / "speech.wav"
-    wav.unlink(missing_ok=True)
-    command = [program, "-voice", voice, "-t", sentence, "-o", str(wav)]
-    try:
-        # A list and no shell: the sentence is one argument, whatever it contains.
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS)
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        raise RuntimeError(f"flite did not finish: {error}") from error
-    if result.returncode or not wav.is_file():
-        raise RuntimeError(f"flite failed with code {result.returncode}: {result.stderr.strip()[:200]}")
-    samples, rate = soundfile.read(wav, dtype="float32")
-    if rate != SAMPLING_RATE:
-        samples = soxr.resample(samples, rate, SAMPLING_RATE, quality="VHQ")
+def speak(teacher: Teacher, voice: str, sentence: str) -> np.ndarray:
+    """`Teacher.speak`; raises RuntimeError also for silence and for less than 0.2 s."""
+    samples = teacher.speak(voice, sentence)
     if len(samples) < SAMPLING_RATE // 5 or not np.abs(samples).max() > 1e-3:
-        raise RuntimeError("flite wrote silence or less than 0.2 s")
+        raise RuntimeError(f"{teacher.name} made silence or less than 0.2 s")
     return samples
 
 
@@ -95,7 +75,7 @@ def finished_rows(output: Path) -> list[dict[str, str]]:
     return [row for row in read_metadata(output) if row["seconds"] and (output / row["file"]).is_file()]
 
 
-def generate(program: str, jobs: list[tuple[str, str, str]], output: Path) -> tuple[int, int]:
+def generate(teacher: Teacher, jobs: list[tuple[str, str, str]], output: Path) -> tuple[int, int]:
     """Speaks all jobs that are not yet done; returns the numbers of finished and of failed files."""
     output.mkdir(parents=True, exist_ok=True)
     rows = finished_rows(output)
@@ -113,7 +93,6 @@ def generate(program: str, jobs: list[tuple[str, str, str]], output: Path) -> tu
     with (
         (output / "metadata.csv").open("a", encoding="utf-8", newline="") as metadata,
         (output / "failed.csv").open("w", encoding="utf-8", newline="") as failures,
-        tempfile.TemporaryDirectory() as scratch,
     ):
         writer, failure_writer = csv.DictWriter(metadata, COLUMNS), csv.writer(failures)
         failure_writer.writerow(("file", "text", "reason"))
@@ -122,7 +101,7 @@ def generate(program: str, jobs: list[tuple[str, str, str]], output: Path) -> tu
                 continue
             partial = output / f"{name}.partial"
             try:
-                samples = speak(program, voice, sentence, Path(scratch))
+                samples = speak(teacher, voice, sentence)
                 soundfile.write(partial, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
                 os.replace(partial, output / name)
             except (RuntimeError, OSError) as error:
@@ -131,7 +110,7 @@ def generate(program: str, jobs: list[tuple[str, str, str]], output: Path) -> tu
                 partial.unlink(missing_ok=True)
                 continue
             seconds = f"{len(samples) / SAMPLING_RATE:.3f}"
-            values = (name, sentence, f"flite_{voice}", "neutral", "en", seconds)
+            values = (name, sentence, f"{teacher.name}_{voice}", "neutral", teacher.language, seconds)
             writer.writerow(dict(zip(COLUMNS, values, strict=True)))
             metadata.flush()
             done.add(name)
@@ -143,7 +122,10 @@ def generate(program: str, jobs: list[tuple[str, str, str]], output: Path) -> tu
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
-    parser.add_argument("--voices", nargs="+", type=parse_voice, default=[("slt", 1), ("rms", 1), ("awb", 1)])
+    parser.add_argument("--voices", nargs="+", type=parse_voice, help=f"NAME or NAME:WEIGHT; by default {VOICES}")
+    parser.add_argument(
+        "--kokoro", type=Path, metavar="FOLDER", help="a copy of onnx-community/Kokoro-82M-v1.0-ONNX: Mandarin voices"
+    )
     parser.add_argument("--all-voices", action="store_true", help="every sentence in every voice, not one of them")
     parser.add_argument("--output", type=Path, required=True, help="folder for the audio and metadata.csv")
     parser.add_argument("--seed", type=int, default=0, help="for the order of the voices")
@@ -151,10 +133,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sentences = read_sentences(options.sentences)
-        program = find_flite([name for name, _ in options.voices])
-        jobs = list(plan(sentences, options.voices, options.all_voices, options.seed))
-        done, failed = generate(program, jobs, options.output)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        teacher: Teacher = Kokoro(options.kokoro) if options.kokoro else Flite()
+        voices = options.voices or [(name, 1) for name in VOICES[teacher.name]]
+        check_voices(teacher, [name for name, _ in voices])
+        jobs = list(plan(sentences, voices, options.all_voices, options.seed))
+        done, failed = generate(teacher, jobs, options.output)
+    except (OSError, ImportError, ValueError, subprocess.SubprocessError) as error:
         parser.exit(1, f"{error}\n")
     print(f"{done} files in {options.output}, {failed} failed" + (", see failed.csv" if failed else ""))
 

@@ -1,10 +1,11 @@
-"""Collects short, plain, varied English sentences for a synthetic teacher voice to speak.
+"""Collects short, plain, varied sentences for a synthetic teacher voice to speak.
 
 python -m e2e_tts.trainers.data.teacher_text --text /usr/share/games/fortunes --prepared data/prepared \
     --split-file splits.json --count 9000 --output teacher.txt
 
 Sources are plain text files (fortune-style `%` separators and attributions are understood), the King James Bible of
 Debian's `bible-kjv` where asked for, and the training transcripts of prepared datasets. No held-out text is kept.
+With --language zh, clauses of prepared Mandarin transcripts.
 For a small task of few words, --pattern "The {red,old} {cat,dog} sleeps." gives sentences of a closed vocabulary.
 """
 
@@ -15,9 +16,11 @@ import random
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from e2e_tts.trainers.data.mandarin_text import is_plain_sentence, plain_sentences
 from e2e_tts.trainers.data.splits import Splits, normalise_text
 
 logger = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ ABBREVIATIONS = frozenset(
         "etc",
     ]
 )
+# Words, or Chinese characters with their punctuation, of the shortest and the longest sentence.
+LENGTHS = {"en": (3, 12), "zh": (6, 24)}
 ONE_LETTER_WORDS = frozenset("aio")
 
 
@@ -118,14 +123,14 @@ def sentences_of_bible() -> Iterator[str]:
                 yield clause[0].upper() + clause[1:] + ("" if clause[-1] in ".?!" else ".")
 
 
-def sentences_of_dataset(path: Path) -> Iterator[str]:
-    """Transcripts of the training rows of a prepared dataset."""
+def sentences_of_dataset(path: Path, split: Callable[[str], Iterator[str]] = split_sentences) -> Iterator[str]:
+    """Transcripts of the training rows of a prepared dataset, split into sentences."""
     from datasets import load_from_disk
 
     dataset = load_from_disk(str(path)).select_columns(["text", "split"])
     for row in dataset:
         if row["split"] == "train":
-            yield from split_sentences(row["text"])
+            yield from split(row["text"])
 
 
 def sentences_of_pattern(pattern: str, count: int, rng: random.Random) -> list[str]:
@@ -153,16 +158,16 @@ def sentences_of_pattern(pattern: str, count: int, rng: random.Random) -> list[s
 class Collection:
     """Unique speakable sentences, in the order in which they were offered."""
 
-    def __init__(self, splits: Splits, min_words: int, max_words: int) -> None:
+    def __init__(self, splits: Splits, wanted: Callable[[str], bool]) -> None:
         self.seen = splits.dev_texts | splits.test_texts
-        self.min_words, self.max_words = min_words, max_words
+        self.wanted = wanted
 
     def take(self, sentences: Iterator[str], name: str) -> list[str]:
-        """The sentences that are speakable and neither held out nor offered before."""
+        """The sentences that are wanted and neither held out nor offered before."""
         taken = []
         for sentence in sentences:
             key = normalise_text(sentence)
-            if key not in self.seen and is_speakable(sentence, self.min_words, self.max_words):
+            if key not in self.seen and self.wanted(sentence):
                 self.seen.add(key)
                 taken.append(sentence)
         logger.info("%-40s %6d sentences", name, len(taken))
@@ -177,18 +182,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pattern", nargs="*", default=[], help="sentences with {alternatives,in,braces}")
     parser.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.data.make_splits")
     parser.add_argument("--count", type=int, default=9000, help="sentences to write")
-    parser.add_argument("--min-words", type=int, default=3)
-    parser.add_argument("--max-words", type=int, default=12)
+    parser.add_argument("--language", choices=list(LENGTHS), default="en", help="zh reads --prepared alone")
+    parser.add_argument("--min-words", type=int, help=f"of a sentence, in Mandarin characters; by default {LENGTHS}")
+    parser.add_argument("--max-words", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     rng = random.Random(options.seed)
     try:
-        collection = Collection(Splits.load(options.split_file), options.min_words, options.max_words)
+        mandarin = options.language == "zh"
+        if mandarin and (options.text or options.bible or options.pattern):
+            raise ValueError(
+                "--language zh takes the transcripts of --prepared; --text, --bible and --pattern are English."
+            )
+        shortest, longest = LENGTHS[options.language]
+        shortest = shortest if options.min_words is None else options.min_words
+        longest = longest if options.max_words is None else options.max_words
+        is_plain = is_plain_sentence if mandarin else is_speakable
+        collection = Collection(Splits.load(options.split_file), lambda sentence: is_plain(sentence, shortest, longest))
         sentences = []
         for path in options.prepared:
-            sentences += collection.take(sentences_of_dataset(path), str(path))
+            split = partial(plain_sentences, longest=longest) if mandarin else split_sentences
+            sentences += collection.take(sentences_of_dataset(path, split), str(path))
         for path in text_files(options.text):
             sentences += collection.take(sentences_of_file(path), str(path))
         if options.bible:

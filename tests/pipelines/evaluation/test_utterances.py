@@ -74,6 +74,11 @@ def test_the_everyday_sentences_come_with_the_package():
     assert len(read_list("everyday_en", limit=3).utterances) == 3
 
 
+def test_mandarin_sentences_come_with_the_package():
+    texts = [utterance.text for utterance in read_list("everyday_zh").utterances]
+    assert len(set(texts)) == 100 and all(9 <= len(text) <= 22 for text in texts)
+
+
 @pytest.fixture
 def saved(tmp_path):
     file = io.BytesIO()

@@ -160,3 +160,16 @@ def test_patterns_give_different_sentences_of_a_closed_vocabulary(tmp_path, caps
             teacher_text.main(["--pattern", wrong, "--output", str(tmp_path / "none.txt")])
         assert message in capsys.readouterr().err
     assert not (tmp_path / "none.txt").exists()
+
+
+def test_mandarin_text_is_split_at_clauses_that_do_not_fit(tmp_path, capsys):
+    texts = ["“早上好”，我们去公园吧。", "第3次。", "他说：这座桥是很久以前由村里的人一起修建的；现在还在。", "短。"]
+    rows = [{"text": text, "split": "train"} for text in texts] + [{"text": "不要这一句话。", "split": "test"}]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "prepared")
+    arguments = ["--language", "zh", "--prepared", str(tmp_path / "prepared"), "--output", str(tmp_path / "text.txt")]
+    teacher_text.main(arguments)
+    expected = {"早上好，我们去公园吧。", "他说：这座桥是很久以前由村里的人一起修建的。"}
+    assert set((tmp_path / "text.txt").read_text(encoding="utf-8").splitlines()) == expected
+    with pytest.raises(SystemExit):
+        teacher_text.main([*arguments, "--bible", "5"])
+    assert "English" in capsys.readouterr().err
