@@ -59,8 +59,8 @@ class Recipe:
     trainer: "joint", "component" or "end_to_end". init: folder of a composite to start from; init_modules: folders of
     single modules that replace parts of it. model: the composite's configuration, for a start from scratch.
     text_vocab_size: symbols of LM and recognition where the language is another than that of init; text embeddings and
-    recognition head then start anew, everything else from what init has learned. train: the modules that learn; the
-    others are frozen. lora: learn adapters instead of the modules' own weights. learning_rates and max_grad_norms: by
+    recognition head then start anew, and its built-in voices, whose rates are of its language, are left out; everything
+    else starts from what init has learned. train: the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights. learning_rates and max_grad_norms: by
     module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps over which it grows from 0 to its
     weight. text_dropout: share of the utterances whose text the LM does not see, so that text guidance works.
     history_dropout: share of the codes that the LM does not see when it predicts later ones, so that it leans on the
@@ -199,6 +199,7 @@ class Recipe:
         config = E2ETTSConfig.from_pretrained(self.init)
         if self.text_vocab_size is not None:
             config.lm_config.text_config.vocab_size = self.text_vocab_size
+            config.voices, config.default_voice = {}, None
             if config.reward_config.ctc_vocab_size:
                 config.reward_config.ctc_vocab_size = self.text_vocab_size
         return config

@@ -65,8 +65,11 @@ def test_an_english_model_learns_and_speaks_mandarin(annotated, tiny_model, tmp_
     values = recipe_values("joint", folders, arguments={"max_steps": 2, "learning_rate": 1e-5, "save_steps": 100})
     values["data"] = {"folders": [str(annotated)], "seconds_per_batch": 20.0, "eval_rows": 0}
     values["text_vocab_size"] = phoneme_vocabulary_size("zh")
-    anew = {"lm.model.embed_tokens.weight", "reward.ctc_head.weight", "reward.ctc_head.bias"}
-    weights = train.build_model(parse_recipe(values)).state_dict()
+    values["voices"] = {"xiaoming": "*"}
+    anew = {"lm.model.embed_tokens.weight", "reward.ctc_head.weight", "reward.ctc_head.bias", "voice_embeddings"}
+    model = train.build_model(parse_recipe(values))
+    assert start.config.voices and not model.config.voices
+    weights = model.state_dict()
     assert {name for name, value in start.state_dict().items() if not torch.equal(value, weights[name])} == anew
     (tmp_path / "recipe.json").write_text(json.dumps(values))
     train.main(["--recipe", str(tmp_path / "recipe.json"), "--output_dir", str(tmp_path / "run")])
@@ -78,5 +81,6 @@ def test_an_english_model_learns_and_speaks_mandarin(annotated, tiny_model, tmp_
     pipe = load_pipeline(released)
     ids = pipe.preprocess("你好，world！{ni3 hao3}")["text_ids"][0]
     assert pipe.processor.tokenizer.decode(ids) == "n- -i 2 h- -ao 3 , | w ˈɚ l d ! | n- -i 3 h- -ao 3 ."
+    assert pipe.model.config.voice_names == ["xiaoming"]
     speech = pipe("你好，world！他在银行工作了2年。", seed=0)
     assert speech["sampling_rate"] == 16000 and np.abs(speech["audio"]).max() > 0
