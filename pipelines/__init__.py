@@ -1,5 +1,6 @@
 """Speech from text: the pipeline, the release of checkpoints, command line and server; in `evaluation`, measurement."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,13 +10,30 @@ __all__ = ["TextToSpeechPipeline", "load_pipeline"]
 
 
 def load_pipeline(model: Any, **kwargs: Any) -> "TextToSpeechPipeline":
-    """`transformers.pipeline` for a folder or a Hub name with this package's classes: no code of the folder is run."""
+    """`transformers.pipeline` for a folder or a Hub name with this package's classes: no code of the folder is run.
+
+    Raises ValueError, saying what to do, for a folder without a processor and for a device that is not there.
+    """
+    import torch
     from transformers import pipeline
 
     import e2e_tts.modeling  # noqa: F401 - makes the models known to the Auto classes
 
     from .text_to_speech import TASK, TextToSpeechPipeline
 
+    folder = Path(str(model))
+    has_processor = "processor" in kwargs or (folder / "processor_config.json").is_file()
+    if (folder / "config.json").is_file() and not has_processor:
+        raise ValueError(
+            f"{folder} holds a model without its processor, as training leaves it. Make a folder that speaks of it: "
+            f"python -m e2e_tts.pipelines.release --model {folder} --output RELEASE. If it is the folder of one "
+            "module, give the folder above it."
+        )
+    if isinstance(device := kwargs.get("device"), str):
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
+            raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return pipeline(TASK, model=model, pipeline_class=TextToSpeechPipeline, **kwargs)
 
 

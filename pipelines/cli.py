@@ -188,9 +188,6 @@ def _add_speak(command: Parser) -> None:
     )
     command.add_argument("--list-styles", action="store_true", help="print the styles that the checkpoint has")
     _add_decoder(command)
-    command.add_argument(
-        "--decoder-temperature", type=float, help="below 1 the sound is calmer; by default as the checkpoint says"
-    )
     command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
     command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
     command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
@@ -320,6 +317,9 @@ def _add_decoder(command: Parser) -> None:
         "--steps", dest="num_steps", metavar="N", type=int, help="solver steps of the decoder; more is slower and finer"
     )
     command.add_argument("--guidance", type=float, help="guidance of the decoder; 0 is off and twice as fast")
+    command.add_argument(
+        "--decoder-temperature", type=float, help="below 1 the sound is calmer; by default as the checkpoint says"
+    )
 
 
 @contextmanager

@@ -264,7 +264,7 @@ def find_voice(pipe: Any, options: argparse.Namespace) -> Any:
 
 
 def decoder_settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("seed", "num_steps", "guidance")}
+    return {name: getattr(options, name) for name in ("seed", "num_steps", "guidance", "decoder_temperature")}
 
 
 def read_recording(source: str) -> Any:

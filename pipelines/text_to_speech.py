@@ -248,7 +248,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         if voice is not None:
             if reference_audio is not None:
                 raise ValueError("Give either a voice or reference_audio, not both.")
-            settings["voice"] = self._find_voice(voice)
+            settings["voice"] = self.find_voice(voice)
         if reference_audio is None and (reference_text is not None or sampling_rate is not None or transcribe):
             raise ValueError(
                 "reference_text, transcribe and sampling_rate are about a reference_audio, which was not given."
@@ -257,7 +257,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             settings["voice"] = self.clone(reference_audio, sampling_rate, reference_text, transcribe)
         return {}, settings, {}
 
-    def _find_voice(self, voice: Any) -> Any:
+    def find_voice(self, voice: Any) -> Any:
         """A built-in voice's name as it is, a file as the voice in it. Raises ValueError for what is neither."""
         known = sorted(self.model.config.voices)
         if str(voice) in known or hasattr(voice, "embedding"):

@@ -97,7 +97,7 @@ def train(folder: Path, recipe: str, steps: int, rate: str, *overrides: str, nam
 
 @pytest.fixture(scope="module")
 def joint(folder) -> Stage:
-    initial = [f"init_modules.speaker={folder}/speaker", "learning_rates.encoder=3e-3", "ramp_steps.lm=50"]
+    initial = [f"init_modules={{speaker: {folder}/speaker}}", "learning_rates.encoder=3e-3", "ramp_steps.lm=50"]
     return train(folder, "small_joint", 320, "3e-3", *initial, *SIZES)
 
 

@@ -249,7 +249,7 @@ def used_modules(recipe: Recipe) -> set[str]:
     used = {"encoder", *recipe.train}
     if true["lm"] or recipe.kl or any(predicted.values()) or recipe.predict_from == "hidden":
         used.add("lm")
-    if any(true[name] or predicted[name] for name in ("asr", "spk", "ser")):
+    if recipe.judged_by():
         used.add("reward")
     if any(true[name] or predicted[name] for name in ("flow", "prior")):
         used.add("decoder")

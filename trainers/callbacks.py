@@ -1,4 +1,4 @@
-"""Trainer callbacks: collapse alarms, and samples of speech while a stage trains."""
+"""Trainer callbacks: intervals of a resumed run, collapse alarms, and samples of speech while a stage trains."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -15,6 +15,15 @@ from .safety import collapse_signs
 from .speech_samples import write_samples
 
 logger = logging.get_logger(__name__)
+
+
+class StepsAsAsked(TrainerCallback):
+    """Logs, saves and evaluates as often as the arguments say: a resumed run would go on as it was started."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class CollapseAlarm(TrainerCallback):

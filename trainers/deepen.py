@@ -80,7 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
     if not (Path(options.model) / "config.json").is_file():
         sys.exit(f"{options.model} is no folder of a model: it has no config.json.")
     try:
-        model = deepen(AutoModel.from_pretrained(options.model), dict(options.layers))
+        model = AutoModel.from_pretrained(options.model)
+        if not isinstance(model, E2ETTSModel):
+            raise ValueError(f"{options.model} holds a {type(model).__name__}, not a complete model.")
+        model = deepen(model, dict(options.layers))
     except ValueError as error:
         sys.exit(str(error))
     model.save_pretrained(options.output)

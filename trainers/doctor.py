@@ -19,6 +19,7 @@ from datetime import timedelta
 import numpy as np
 import psutil
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import AutoConfig, AutoModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from e2e_tts.modeling import E2ETTSModel
@@ -29,6 +30,7 @@ from .data.style_labels import check_labels, labelled_rows
 from .learning import choose_what_learns
 from .memory_reuse import keep_freed_memory
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, add_override_option, load_recipe
+from .sharding import REQUESTS
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
 from .train import build_trainer, build_vocoder, build_vocoder_trainer, training_arguments
 
@@ -114,7 +116,8 @@ def examine_model(recipe: Recipe, arguments: TrainingArguments, report: Report) 
     need += WEIGHT * sum(p.numel() for name in recipe.ema for p in getattr(model, name).parameters() if p.requires_grad)
     if recipe.trainer == "end_to_end" and recipe.kl:
         need += WEIGHT * sum(parameter.numel() for parameter in model.lm.parameters())
-    if arguments.fsdp:
+    # accelerate's launch asks by environment, and leaves the arguments as they are.
+    if arguments.fsdp or arguments.deepspeed or any(map(parse_flag_from_env, REQUESTS)):
         need /= arguments.world_size
     free = torch.cuda.mem_get_info()[0] if arguments.device.type == "cuda" else psutil.virtual_memory().available
     message = (
@@ -150,7 +153,7 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
         ("ctc_labels", config.reward_config.ctc_vocab_size, "the reward model's ctc_vocab_size"),
     ):
         largest = max(max(ids, default=0) for ids in sampled[column][:])
-        if largest >= size and (column == "text_ids" or recipe.losses.asr or recipe.predicted_losses.asr):
+        if largest >= size and (column == "text_ids" or "asr" in recipe.judged_by()):
             report.problem("data", f"{column} go up to {largest}, but {entry} is {size}: annotate for this model.")
     width, expected = len(sampled[0]["speaker_embedding"]), config.speaker_config.embedding_size
     if width != expected:

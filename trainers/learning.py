@@ -22,8 +22,8 @@ def unreached_heads(recipe: Recipe) -> list[str]:
         "reward.speaker_head": speaker,
         "reward.emotion_head": emotion,
         "reward.pooling": speaker or emotion,
-        # Codes are predicted from the scores of codes alone.
-        "lm.end_head": true.lm or recipe.kl,
+        # Codes are predicted from the scores of codes alone; a draw is as likely as its codes and its end.
+        "lm.end_head": true.lm or recipe.kl or predicted.policy,
     }
     return [name for name, weight in used.items() if not weight]
 

@@ -150,7 +150,16 @@ def report(
     seconds: float = 10.0,
     text_rate: float = 4.0,
 ) -> str:
-    """The Markdown report of a recipe; see `measure_step` for seconds and text_rate."""
+    """The Markdown report of a recipe; see `measure_step` for seconds and text_rate.
+
+    Raises RecipeError for one whose LM draws for itself.
+    """
+    if recipe.own_history is not None:
+        raise RecipeError(
+            "The LM's own draws (own_history) take as many steps as they are long, which is not counted here: try a "
+            "few steps with e2e_tts.trainers.doctor, or count the other losses with --set own_history=null "
+            "predicted_losses.policy=0 predicted_losses.asr=1."
+        )
     model = meta_model(recipe)
     sizes = Sizes.of(model, recipe)
     cost = measure_step(model, recipe, seconds, text_rate)

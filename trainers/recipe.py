@@ -34,12 +34,16 @@ from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 # Arguments of transformers that a stage would pass over without a word, and what is meant by them here.
-INERT_ARGUMENTS = {
+_INERT = {
+    "num_train_epochs": "data is a stream, whose length is arguments.max_steps",
+    "data_seed": "what is drawn from the data follows arguments.seed",
+    "remove_unused_columns": "every column that a step reads is kept",
+    "label_smoothing_factor": "the losses are those of the model, weighed by the recipe's entries",
+}
+_INERT_IN_STAGES = _INERT | {
     "per_device_train_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
     "auto_find_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
     "dataloader_drop_last": "data is a stream, which has no last batch",
-    "num_train_epochs": "data is a stream, whose length is arguments.max_steps",
-    "label_smoothing_factor": "the losses are those of the model, weighed by losses and predicted_losses",
 }
 
 
@@ -60,18 +64,18 @@ class Recipe:
     single modules that replace parts of it. model: the composite's configuration, for a start from scratch.
     text_vocab_size: symbols of LM and recognition where the language is another than that of init; text embeddings and
     recognition head then start anew, and its built-in voices, whose rates are of its language, are left out; everything
-    else starts from what init has learned. train: the modules that learn; the others are frozen. lora: learn adapters instead of the modules' own weights. learning_rates and max_grad_norms: by
-    module, default the trainer's. ramp_steps: by loss (`LOSS_NAMES`), the steps over which it grows from 0 to its
-    weight. text_dropout: share of the utterances whose text the LM does not see, so that text guidance works.
-    history_dropout: share of the codes that the LM does not see when it predicts later ones, so that it leans on the
-    text. feature_masks: what the tokenizer does not hear in training. styles: style control that LM and decoder get
-    where they learn, name -> number of levels or names of classes (see `SpeechLMConfig`), beside what they have.
-    style_dropout: share of the utterances without any style, and of the others without each one, so that speech without
-    a style stays as good. own_history: in stage 3, let the LM speak for itself before it is judged, instead of
-    predicting each code from the recording's before it (see `OwnHistoryRecipe`). kl: weight of the divergence from the
-    starting LM. ema: by module, the decay of an average of its weights that is evaluated and saved in their place.
-    voices: built-in voices that the result gets, name -> SOURCE[:SPEAKER] of the training rows, or "*" for all of
-    them. arguments: fields of transformers' TrainingArguments.
+    else starts from what init has learned. train: the modules that learn; the others are frozen. lora: learn adapters
+    instead of the modules' own weights. learning_rates and max_grad_norms: by module, default the trainer's.
+    ramp_steps: by loss (`LOSS_NAMES`), the steps over which it grows from 0 to its weight. text_dropout: share of the
+    utterances whose text the LM does not see, so that text guidance works. history_dropout: share of the codes that the
+    LM does not see when it predicts later ones, so that it leans on the text. feature_masks: what the tokenizer does
+    not hear in training. styles: style control that LM and decoder get where they learn, name -> number of levels or
+    names of classes (see `SpeechLMConfig`), beside what they have. style_dropout: share of the utterances without any
+    style, and of the others without each one, so that speech without a style stays as good. own_history: in stage 3,
+    let the LM speak for itself before it is judged, instead of predicting each code from the recording's before it (see
+    `OwnHistoryRecipe`). kl: weight of the divergence from the starting LM. ema: by module, the decay of an average of
+    its weights that is evaluated and saved in their place. voices: built-in voices that the result gets, name ->
+    SOURCE[:SPEAKER] of the training rows, or "*" for all of them. arguments: fields of transformers' TrainingArguments.
     """
 
     trainer: str = "joint"
@@ -153,10 +157,7 @@ class Recipe:
                 raise RecipeError(f"{entry} is a share of {of}, 0.1 for example; got {getattr(self, entry)}.")
         if self.styles and ({"lm", "decoder"}.isdisjoint(self.train) or self.lora is not None):
             raise RecipeError("styles are learned by own weights of LM or decoder: add one to train and drop lora.")
-        for name in self.arguments:
-            check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
-            if name in INERT_ARGUMENTS:
-                raise RecipeError(f"arguments.{name} says nothing here, drop it: {INERT_ARGUMENTS[name]}.")
+        _check_arguments(self.arguments, _INERT_IN_STAGES)
         if self.model is not None:
             _check_model(self.model, E2ETTSConfig, "model")
         if not self.train:
@@ -170,6 +171,12 @@ class Recipe:
             )
         if not predicted and not any(asdict(self.losses).values()):
             raise RecipeError("No loss has a weight: give some, as in losses: {lm: 1.0}.")
+
+    def judged_by(self) -> set[str]:
+        """The losses of the reward model, of asr, spk and ser, by which codes of any kind are judged."""
+        true, predicted = asdict(self.losses), asdict(self.predicted_losses)
+        names = {name for name in ("asr", "spk", "ser") if true[name] or predicted[name]}
+        return names | set(self.own_history.reward if self.predicted_losses.policy else ())
 
     def forward_options(self) -> dict[str, typing.Any]:
         """What the composite's forward computes: the losses that have a weight, and what the decoder reads."""
@@ -223,9 +230,15 @@ class VocoderRecipe:
     arguments: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.arguments:
-            check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
+        _check_arguments(self.arguments, _INERT)
         _check_model(self.model, VocoderConfig, "model")
+
+
+def _check_arguments(values: dict, inert: dict[str, str]) -> None:
+    for name in values:
+        check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
+        if name in inert:
+            raise RecipeError(f"arguments.{name} says nothing here, drop it: {inert[name]}.")
 
 
 def _check_model(values: dict, cls: type[PreTrainedConfig], where: str) -> None:
@@ -330,4 +343,9 @@ def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe | Voc
                 raise RecipeError(f"{override!r} sets a part of {parent}, which is {target!r} and has no parts.")
         quote = f'{override!r} has no YAML value. Quote an entry with spaces in it: --set "data.folders=[a, b]".'
         target[last] = read_yaml(value, quote)
+        if parents[:1] == ["model"] and values.get("init") is not None and values.get("trainer") != "vocoder":
+            raise RecipeError(
+                f"{override!r} would change nothing: the model comes from init ({values['init']}). Drop it, or set "
+                "init=null to train such a model from scratch; e2e_tts.trainers.deepen adds layers to a trained one."
+            )
     return parse_recipe(values, str(name))

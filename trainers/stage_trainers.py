@@ -18,7 +18,7 @@ from e2e_tts.modeling.modeling_e2e_tts import E2ETTSModel, E2ETTSOutput
 from .adapters import save_merged
 from .averages import UpdateAverages, WeightAverages
 from .built_in_voices import save_voices
-from .callbacks import CollapseAlarm, SpeechSamples
+from .callbacks import CollapseAlarm, SpeechSamples, StepsAsAsked
 from .data.columns import all_vectors, positions_by_number
 from .data.speech_data import (
     SEED_STRIDE,
@@ -73,6 +73,7 @@ class SpeechTrainer(Trainer):
         self.averages = WeightAverages({name: getattr(self.composite, name) for name in recipe.ema}, recipe.ema)
         if recipe.ema:
             self.add_callback(UpdateAverages(self.averages))
+        self.add_callback(StepsAsAsked)
         self.add_callback(CollapseAlarm(recipe.safety))
         if recipe.samples.every:
             if self.eval_dataset is None:

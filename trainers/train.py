@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import logging
 
 from e2e_tts.modeling import E2ETTSModel, VocoderConfig, VocoderModel
 
 from .built_in_voices import add_voices
-from .data.provenance import check_provenance
+from .data.provenance import check_provenance, foreign_voices
 from .data.speech_data import Collator, SpeechDataset, load_prepared
 from .data.style_labels import check_labels
 from .data.vocoder_data import CropDataset
@@ -27,6 +28,8 @@ from .run_folder import check_recipe, last_whole_checkpoint, record_recipe, set_
 from .sharding import leave_precision_to_deepspeed
 from .stage_trainers import TRAINERS, SpeechTrainer
 from .vocoder_trainer import VocoderTrainer
+
+logger = logging.get_logger(__name__)
 
 
 def build_model(recipe: Recipe) -> E2ETTSModel:
@@ -43,6 +46,11 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
             model = AutoModel.from_pretrained(recipe.init)
         else:
             model = AutoModel.from_pretrained(recipe.init, config=recipe.start_config(), ignore_mismatched_sizes=True)
+        if not isinstance(model, E2ETTSModel):
+            raise RecipeError(
+                f"init: {recipe.init} holds a {type(model).__name__}, not a complete model; a single module goes into "
+                "init_modules."
+            )
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_pretrained(folder))
     except OSError as error:
@@ -144,6 +152,8 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
     set_seed(arguments.seed)
     model = build_model(recipe)
     check_provenance(recipe.data.folders, model)
+    if foreign := foreign_voices(recipe.data.folders, model):
+        logger.warning(foreign)
     collator = Collator.for_model(model.config)
 
     def speech(split: str) -> SpeechDataset:
@@ -191,6 +201,14 @@ def main(arguments: list[str] | None = None) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RecipeError, FloatingPointError) as error:
         sys.exit(f"{options.recipe}: {error}")
+    state = trainer.state
+    if state.global_step < state.max_steps:
+        # A final folder would be taken for a trained model by the stage after this one.
+        sys.exit(
+            f"{options.recipe}: stopped at step {state.global_step} of {state.max_steps} by a collapse alarm; the "
+            f"weights are in the last checkpoint of {options.output_dir}, and there is no final/. Change the recipe as "
+            "the alarm says and start with --fresh, or go on all the same with safety.stop_on_alarm=false."
+        )
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     if isinstance(trainer, SpeechTrainer):

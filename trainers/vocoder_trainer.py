@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from ..modeling.audio_features import MelSpec, MelSpectrogram
 from ..modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses
+from .callbacks import StepsAsAsked
 from .recipe_parts import RecipeError
 
 DISCRIMINATOR_WEIGHTS = "discriminator.safetensors"
@@ -68,6 +69,7 @@ class VocoderTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.add_callback(StepsAsAsked)
         self.loss_settings = loss_settings or VocoderLossSettings()
         self.discriminator_settings = discriminator_settings or DiscriminatorSettings()
         spec = MelSpec.from_dict(self.model.config.mel)

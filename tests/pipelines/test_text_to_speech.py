@@ -54,6 +54,20 @@ def test_output_and_seeds(pipe):
     assert same(pipe(TEXTS[0], seed=0, voice="anna"), speech) and not same(pipe(TEXTS[0], seed=0, voice="ben"), speech)
 
 
+def test_what_training_leaves_is_sent_to_the_release(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "final")
+    with pytest.raises(ValueError, match=r"without its processor.*e2e_tts\.pipelines\.release --model .*final"):
+        load_pipeline(str(tmp_path / "final"))
+    with pytest.raises(ValueError, match="give the folder above it"):
+        load_pipeline(str(tmp_path / "final" / "lm"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_device_that_is_not_there_is_said(folder):
+    with pytest.raises(ValueError, match="cuda"):
+        load_pipeline(str(folder), device="cuda")
+
+
 def test_lists_and_batches(pipe):
     one_by_one = pipe(TEXTS, seed=0)
     assert same(one_by_one[0], pipe(TEXTS[0], seed=0)) and len(one_by_one) == 3

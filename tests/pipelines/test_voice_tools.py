@@ -121,6 +121,7 @@ def test_conversion_keeps_the_length_at_any_rate(pipe, rate):
     assert speech["sampling_rate"] == 16000 and speech["audio"].shape == (640 * 23,)
     assert same(pipe.convert({"array": samples, "sampling_rate": rate}, "ben", **SETTINGS), speech)
     assert not same(pipe.convert(samples, "anna", rate, **SETTINGS), speech)
+    assert not same(pipe.convert(samples, "ben", rate, **SETTINGS, decoder_temperature=0.0), speech)
 
 
 def test_conversion_moves_a_real_voice(released):

@@ -52,6 +52,8 @@ def test_stages_start_from_the_newest_weights_that_they_use(shipped):
         "reward": "refine_reward",
     }
     assert shipped.cell("stage_1", 0).modules == {}
+    draws = shipped.cell("end_to_end_on_draws", 0).runs[-1]
+    assert draws.starts["reward"].stage == "refine_reward"  # who compares the draws
     seeds = [run.recipe["arguments"].get("seed") for run in shipped.cell("full", 2).runs]
     assert seeds == [2000, 2001, 2002, 2003, 2004]
 

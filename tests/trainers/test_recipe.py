@@ -5,6 +5,7 @@ import yaml
 
 from e2e_tts.modeling import E2ETTSConfig
 from e2e_tts.trainers import ablation, convert_pretrained, doctor, memory_budget, train
+from e2e_tts.trainers.learning import unreached_heads
 from e2e_tts.trainers.recipe import RECIPE_FOLDER, RecipeError, VocoderRecipe, load_recipe, parse_recipe
 
 MINIMAL = {"train": ["lm"], "init": "somewhere", "losses": {"lm": 1.0}}
@@ -61,6 +62,7 @@ def test_defaults():
         ({"max_grad_norms": {"lm": 0}}, r"max_grad_norms\.lm must be above 0, got 0.*1e9"),
         ({"arguments": {"per_device_train_batch_size": 4}}, r"_batch_size says nothing .*data\.seconds_per_"),
         ({"arguments": {"num_train_epochs": 2}}, r"num_train_epochs says nothing.*arguments\.max_steps"),
+        ({"arguments": {"data_seed": 3}}, r"data_seed says nothing.*arguments\.seed"),
         ({"losses": {1: 2.0}}, "entry 1 in recipe.losses; known: asr"),
         ({"init": None, "model": {}, "text_vocab_size": 141}, r"without init set model\.lm_config"),
     ],
@@ -86,6 +88,25 @@ def test_overrides(tmp_path):
         load_recipe(str(file), ["init.x=1"])
     with pytest.raises(RecipeError, match=r"'lmm' in .*mine\.yaml\.losses"):
         load_recipe(str(file), ["losses.lmm=1"])
+
+
+def test_a_change_of_a_model_that_comes_from_init_is_refused():
+    change = "model.decoder_config.num_hidden_layers=8"
+    with pytest.raises(RecipeError, match=rf"{change}.* would change nothing.*\(runs/mine\)\. Drop it"):
+        load_recipe("small_joint", ["init=runs/mine", change])
+    assert load_recipe("small_joint", [change]).model["decoder_config"]["num_hidden_layers"] == 8
+
+
+def test_draws_are_judged_by_what_compares_them():
+    draws = load_recipe("small_end_to_end_draws")
+    assert draws.judged_by() == {"asr", "spk"}
+    assert load_recipe("small_end_to_end_draws", ["own_history.reward={asr: 1}"]).judged_by() == {"asr"}
+    assert load_recipe("small_refine_decoder").judged_by() == set()
+    # Where nothing else teaches the LM when to end, the likelihood of whole draws does.
+    alone = load_recipe("small_end_to_end_draws", ["losses.lm=0", "kl=0"])
+    assert "lm.end_head" not in unreached_heads(alone)
+    with pytest.raises(RecipeError, match="own draws"):
+        memory_budget.report("draws", draws, [8], ["ddp"], None)
 
 
 def test_what_is_no_yaml_or_no_mapping_is_refused(tmp_path):

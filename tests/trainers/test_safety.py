@@ -139,6 +139,15 @@ def test_alarms_are_told_once_and_can_stop_the_run(folders, tmp_path, caplog):
         assert (tmp_path / str(stop) / "checkpoint-2").is_dir() is stop
 
 
+def test_a_run_that_an_alarm_stopped_leaves_no_final_model(folders, tmp_path):
+    safety = {"alarm_logs": 1, "tradeoff": 0.0, "entropy_drop": -10.0, "stop_on_alarm": True}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(recipe_values("joint", folders, safety=safety)))
+    with pytest.raises(SystemExit, match="stopped at step 2 of 6 by a collapse alarm"):
+        main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (tmp_path / "run" / "final").exists()
+
+
 def test_each_module_is_clipped_by_itself(folders, tmp_path):
     limits = {"encoder": 0.01, "decoder": 0.5}
     recipe = stage_recipe("joint", folders, max_grad_norms=limits, arguments={"max_grad_norm": 0.2})

@@ -40,6 +40,17 @@ def test_discriminators_are_turned_on_from_the_checkpoint_on(tmp_path):
     assert not (tmp_path / "run" / "checkpoint-2" / DISCRIMINATOR_WEIGHTS).exists()
 
 
+def test_a_resumed_run_saves_and_logs_as_often_as_it_is_asked_to(tmp_path):
+    make_dataset(str(tmp_path / "data"))
+    command = recipe_of(tmp_path, crops={"crop_seconds": 0.2, "source_weights": {}})
+    train.main([*command, "--max_steps", "1"])
+    train.main([*command, "--max_steps", "5", "--set", "arguments.save_steps=4", "arguments.logging_steps=2"])
+    saved = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert saved == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry and entry["step"] > 1] == [2, 4]
+
+
 def test_a_vocoder_goes_on_from_another(tmp_path):
     make_dataset(str(tmp_path / "data"))
     torch.manual_seed(3)

@@ -64,6 +64,25 @@ def check_folders(folders: Sequence[str]) -> None:
             )
 
 
+def foreign_voices(folders: Sequence[str], model: E2ETTSModel) -> str | None:
+    """What is wrong with folders whose voice embeddings another speaker encoder made than the model's; None if nothing.
+
+    LM and decoder would learn embeddings that the model's own encoder, which clones voices, never makes.
+    """
+    known = {folder: read_fingerprints(folder).get(SPEAKER_ENCODER) for folder in folders}
+    found = [folder for folder, value in known.items() if value is not None]
+    if not found:
+        return None
+    own = weights_fingerprint(model.speaker)
+    if not (other := [folder for folder in found if known[folder] != own]):
+        return None
+    return (
+        f"The voices in {other} were measured with another speaker encoder than the model's: it will not clone voices. "
+        "Annotate them with the encoder that the model has (--speaker_encoder MODEL/speaker), or name theirs in "
+        "init_modules.speaker."
+    )
+
+
 def check_provenance(folders: Sequence[str], model: E2ETTSModel) -> None:
     """Raises ValueError where the speech tokens of a folder are of another tokenizer than the model's encoder."""
     known = {folder: read_fingerprints(folder).get(SPEECH_TOKENIZER) for folder in folders}

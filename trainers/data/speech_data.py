@@ -154,7 +154,8 @@ class MixtureBatches(Sampler[list[int]]):
             if not len(members):
                 raise ValueError(
                     f"The recipe gives weight to source {source!r}, of which there are no rows of at most "
-                    f"{max_seconds} s; the data has {sorted(set(sources.tolist()))}."
+                    f"{max_seconds} s; the data has {sorted(set(sources.tolist()))}. Give weights to those, or "
+                    "data.weights={} to read each as often as it is large."
                 )
             if longer := int(of_source.sum()) - len(members):
                 logger.warning("%d of %d rows of %s are longer than %s s and left out.", longer, of_source.sum(),

@@ -80,7 +80,7 @@ class CropDataset(Dataset):
         self.seed = seed
         self.gain_db = gain_db
         seconds = np.asarray(dataset["seconds"], dtype=np.float64)
-        if source_weights is None:
+        if not source_weights:
             groups, weights = [np.arange(len(seconds))], [1.0]
         else:
             sources = np.asarray(dataset["source"])
@@ -88,7 +88,10 @@ class CropDataset(Dataset):
             weights = list(source_weights.values())
             empty = [name for name, group in zip(source_weights, groups, strict=True) if not len(group)]
             if empty:
-                raise ValueError(f"No utterance of {empty} in the dataset; its sources are {sorted(set(sources))}.")
+                raise ValueError(
+                    f"No utterance of {empty} in the dataset; its sources are {sorted(set(sources))}. Give weights to "
+                    "those, or crops.source_weights={} to take all seconds alike."
+                )
         self.seconds = seconds
         self.groups = [(group, np.cumsum(seconds[group])) for group in groups]
         self.weights = np.cumsum(weights) / np.sum(weights)
