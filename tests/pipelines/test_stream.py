@@ -105,3 +105,9 @@ def test_what_goes_wrong_later(tiny_model, processor, pipe):
     torch.nn.init.constant_(model.vocoder.vocoder.head.bias, float("nan"))
     with pytest.raises(RuntimeError, match="not finite"):
         next(endless.stream("Hello.", CHUNKING, **SETTINGS))
+
+
+@pytest.mark.parametrize("settings", [{"chunking": {"frist": 3}}, {"temperature": -1.0}, {"style": {"mood": "sad"}}])
+def test_what_cannot_be_used_is_said_before_the_first_chunk(pipe, settings):
+    with pytest.raises(ValueError):
+        pipe.stream(TEXT, **settings)
