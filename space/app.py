@@ -266,24 +266,40 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
         with gr.Row():
             temperature = gr.Slider(
                 0.0,
-                1.5,
+                max(1.5, sampling["temperature"]),
                 sampling["temperature"],
                 step=0.05,
                 label="Temperature",
                 info="Of the tokens; 0 takes the likeliest",
             )
             top_k = gr.Slider(
-                1, 100, sampling["top_k"], step=1, precision=0, label="Top k", info="So many likeliest tokens"
+                1,
+                max(100, sampling["top_k"]),
+                sampling["top_k"],
+                step=1,
+                precision=0,
+                label="Top k",
+                info="So many likeliest tokens",
             )
             top_p = gr.Slider(
-                0.05, 1.0, sampling["top_p"], step=0.05, label="Top p", info="As many as make up this probability"
+                min(0.05, sampling["top_p"]),
+                1.0,
+                sampling["top_p"],
+                step=0.05,
+                label="Top p",
+                info="As many as make up this probability",
             )
             text_guidance = gr.Slider(
-                1.0, 4.0, sampling["text_guidance"], step=0.1, label="Text guidance", info="Above 1 closer to the text"
+                min(1.0, sampling["text_guidance"]),
+                max(4.0, sampling["text_guidance"]),
+                sampling["text_guidance"],
+                step=0.1,
+                label="Text guidance",
+                info="Above 1 closer to the text",
             )
             candidates = gr.Slider(
                 1,
-                8,
+                max(8, sampling["candidates"]),
                 sampling["candidates"],
                 step=1,
                 precision=0,

@@ -23,7 +23,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from .audio_files import read_recording
-from .figures import mean_figure
+from .figures import ratio_figure
 from .held_out import select_rows, speakers_of
 from .judge_interface import SpeakerJudge
 from .judges import AUTO, load_speaker_judge
@@ -116,7 +116,10 @@ def score_similarity(rows: Dataset, audio: Path, judge: SpeakerJudge, vectors: S
         }
         for index, (name, speaker, text) in enumerate(columns)
     ]
-    figure = mean_figure([row["similarity"] for row in scored])
+    takes: dict[str, list[float]] = {}
+    for row in scored:
+        takes.setdefault(row["reference"], []).append(row["similarity"])
+    figure = ratio_figure([sum(values) for values in takes.values()], [len(values) for values in takes.values()])
     described = {"name": judge.name, "version": judge.version}
     return {"judge": described, "similarity": figure.value, "low": figure.low, "high": figure.high, "rows": scored}
 

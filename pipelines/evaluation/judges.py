@@ -94,10 +94,11 @@ def load_normaliser(name: str = "english") -> Normaliser:
 def hub_has(name: str) -> bool:
     """Whether the Hub, or its cache on this machine, gives the model `name`."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
 
     try:
         hf_hub_download(name, "config.json", etag_timeout=5)
-    except OSError as error:  # no connection, offline mode, no such model
+    except (OSError, HFValidationError) as error:  # no connection, offline mode, no such model, a path
         logger.info("The Hub does not give %s: %s", name, error)
         return False
     return True

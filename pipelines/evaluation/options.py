@@ -11,7 +11,7 @@ NORMALISER_OF_LANGUAGE = {"en": "seed-tts-en", "zh": "seed-tts-zh"}
 _SET_BY_OPTIONS = ("voice", "seed", "batch_size", "reference_audio", "reference_text", "sampling_rate", "transcribe")
 """Settings of the pipeline that other options and the test set decide."""
 _NOT_SETTINGS = ("output_dir", "device", "samples", "resamples", "bootstrap_seed")
-"""What may change when an evaluation continues: it does not change what was spoken or judged."""
+"""What may change when an evaluation continues, since speech and judgement do not; of a device, its number."""
 
 
 @dataclass
@@ -103,7 +103,10 @@ class EvaluationOptions:
     def settings(self) -> dict[str, Any]:
         """What decides which speech is judged and how; it must not change when an evaluation continues."""
         values = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
-        return values | {"normaliser": self.normaliser_name}
+        # Other kinds of devices draw other numbers from a seed, and are faster or slower.
+        kind = (self.device or "cpu").partition(":")[0]
+        drawn_on = {"device": kind} if self.model is not None and kind != "cpu" else {}
+        return values | {"normaliser": self.normaliser_name} | drawn_on
 
 
 def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ with all its words lost.
 import argparse
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -174,13 +175,17 @@ def corpus_wer(rows: Sequence[UtteranceScore]) -> float:
 
 
 def bootstrap_interval(rows: Sequence[UtteranceScore], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of `corpus_wer` when utterances are drawn again with replacement; same seed, same answer.
+    """95 % interval of `corpus_wer` when sentences are drawn again with replacement; same seed, same answer.
 
-    Utterances are the unit because the errors inside one depend on each other. Raises ValueError for rows without words
-    or fewer than one resample.
+    Sentences are the unit because the errors inside one depend on each other, and takes of one are no independent
+    evidence. Raises ValueError for rows without words or fewer than one resample.
     """
     corpus_wer(rows)
-    figure = ratio_figure([row.edits for row in rows], [row.words for row in rows], resamples=resamples, seed=seed)
+    edits, words = Counter[str](), Counter[str]()
+    for row in rows:
+        edits[row.reference] += row.edits
+        words[row.reference] += row.words
+    figure = ratio_figure([edits[name] for name in words], [*words.values()], resamples=resamples, seed=seed)
     return figure.low, figure.high
 
 

@@ -64,3 +64,13 @@ def test_tokens_are_those_of_the_same_weights_in_float32(folder, dtype) -> None:
     found, expected = half.encoder.encode(waveform), whole.encoder.encode(waveform)
     assert found.ids.shape == expected.ids.shape and float((found.ids == expected.ids).float().mean()) > 0.6
     assert torch.equal(half.lm.quantizer.indices_to_codes(found.ids), found.codes)
+
+
+def test_the_model_and_its_parts_take_what_the_processor_gives(folder, processor) -> None:
+    """Called without the pipeline, which casts: features and mels are float32."""
+    model = loaded(folder, torch.bfloat16)
+    inputs = processor(text=TEXT, audio=CLIP, sampling_rate=16000)
+    assert torch.isfinite(model.generate(**inputs, **SETTINGS)["audio"].float()).all()
+    assert model.speaker(inputs["reference_features"]).embedding.shape[0] == 1
+    mel = torch.zeros(1, 8, model.config.vocoder_config.mel["num_mel_bins"])
+    assert torch.isfinite(model.vocoder(mel).float()).all()

@@ -152,7 +152,7 @@ class Corpus:
         if value is None:
             return ""
         if contract in self.labels:
-            return self.labels[contract].int2str(value)
+            return "" if value < 0 else self.labels[contract].int2str(value)  # -1 is "no label"
         return (value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)).strip()
 
     def audio(self, value: Any) -> tuple[bytes | str | None, str]:

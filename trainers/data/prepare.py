@@ -18,6 +18,7 @@ the run; summary.md counts what was kept and refused. A run that was stopped goe
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -64,6 +65,8 @@ class CheckOrRefuse:
             return self.checker(row)
         except RefusedRow as refusal:
             return refusal
+        except OSError:  # a network or a disk that fails: the run stops, and goes on with the same command
+            raise
         except Exception as error:
             # One odd row among thousands must not cost the run; the reason is in refused.csv.
             return RefusedRow("error", f"{type(error).__name__}: {error}")
@@ -234,6 +237,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _digest(values: set[str]) -> str:
+    """Tells one list of held-out texts or speakers from another; a count would not."""
+    return hashlib.sha256("\n".join(sorted(values)).encode()).hexdigest()[:16]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = build_parser()
     options = parser.parse_args(arguments)
@@ -269,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
             "reading": asdict(reading),
             "checks": asdict(checks),
             "fractions": asdict(fractions),
-            "held_out": {name: len(values) for name, values in vars(splits).items()},
+            "held_out": {name: _digest(values) for name, values in vars(splits).items()},
         }
         preparation = Preparation(corpora, RowChecker(checks), splits, fractions)
         summary = prepare(preparation, options.output, settings, options.num_proc, options.overwrite)

@@ -170,6 +170,8 @@ class RowChecker:
         try:
             channels, rate = read_recording(row.audio, row.start_seconds, row.seconds)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
+            if isinstance(error, OSError) and isinstance(row.audio, str) and "://" in row.audio:
+                raise  # an outage says nothing about the recording
             raise RefusedRow("does not decode", f"does not decode: {error}") from error
         if not np.isfinite(channels).all():
             raise RefusedRow("not finite", "has samples that are not finite")

@@ -209,9 +209,12 @@ def main(arguments: list[str] | None = None) -> None:
         sentences = read_sentences(options.sentences)
         model, processor = AutoModel.from_pretrained(options.model).eval(), AutoProcessor.from_pretrained(options.model)
         model = on_device(model, options.device)
-        voices = options.voices or list(model.config.voices)
-        if not voices or (unknown := sorted(set(voices) - set(model.config.voices))):
-            raise ValueError(f"The model has the built-in voices {list(model.config.voices)}, not {unknown or 'none'}.")
+        known = list(model.config.voices)
+        if not known:
+            raise ValueError(f"{options.model} has no built-in voice; e2e_tts.pipelines.release --voice gives it one.")
+        voices = options.voices or known
+        if unknown := sorted(set(voices) - set(known)):
+            raise ValueError(f"The model has the built-in voices {known}, not {unknown}.")
         drawing = Drawing(options.candidates, options.max_loss, options.batch_texts, options.seed)
         names = ("model", "candidates", "max_loss", "batch_texts", "seed")
         digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()

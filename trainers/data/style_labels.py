@@ -24,6 +24,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets, disable_pro
 
 from e2e_tts.modeling.styles import Levels
 
+from .columns import positions_by_number
 from .part_store import Pace, PartStore
 from .provenance import carried
 from .speech_data import STYLE_PREFIX, load_folder
@@ -90,13 +91,14 @@ def label_styles(
         store.discard()
         raise ValueError("The data set has no rows.")
     sources = rows["source"][:] if "source" in rows.column_names else [""] * len(rows)
-    speakers = np.asarray([f"{source}/{speaker}" for source, speaker in zip(sources, rows["speaker"][:], strict=True)])
+    names = [f"{source}/{speaker}" for source, speaker in zip(sources, rows["speaker"][:], strict=True)]
+    speakers, numbers = np.unique(names, return_inverse=True)
+    members = positions_by_number(numbers)
     columns, table = {}, []
     for name in MEASURED:
         values = np.asarray(measures[name][:], dtype=np.float64)
         ranks = np.full(len(rows), np.nan)
-        for speaker in np.unique(speakers):
-            own = np.flatnonzero(speakers == speaker)
+        for speaker, own in zip(speakers, members, strict=True):
             ranks[own], reason = speaker_ranks(name, values[own], min_clips)
             known = values[own][np.isfinite(values[own])]
             spread = np.percentile(known, [10, 50, 90]).round(2).tolist() if len(known) else ["", "", ""]

@@ -84,13 +84,17 @@ def test_interval_is_seeded_and_matches_the_theory():
     # Independent utterances of 10 words, one edit in a tenth of them: the rate 0.01 has a standard error of
     # 0.03 / sqrt(n), so that the interval is about 0.01 +- 1.96 times that.
     count = 1000
-    hypotheses = [" ".join("abcdefghij") if index % 10 else " ".join("abcdefghi") for index in range(count)]
-    rows = scoring.score_transcripts([" ".join("abcdefghij")] * count, hypotheses, normalise=str)
+    references = [f"{index} " + " ".join("abcdefghi") for index in range(count)]
+    hypotheses = [text if index % 10 else text.removesuffix(" i") for index, text in enumerate(references)]
+    rows = scoring.score_transcripts(references, hypotheses, normalise=str)
     low, high = scoring.bootstrap_interval(rows, seed=3)
     assert (low, high) == scoring.bootstrap_interval(rows, seed=3)
     assert (low, high) != scoring.bootstrap_interval(rows, seed=4)
     assert low == pytest.approx(0.01 - 1.96 * 0.03 / count**0.5, abs=4e-4)
     assert high == pytest.approx(0.01 + 1.96 * 0.03 / count**0.5, abs=4e-4)
+    # Four takes of every sentence, all heard alike, are no more evidence than one.
+    takes = scoring.score_transcripts(references * 4, hypotheses * 4, normalise=str)
+    assert scoring.bootstrap_interval(takes, seed=3) == pytest.approx((low, high))
 
 
 def test_folder_with_every_kind_of_failure(folder, recogniser):
