@@ -312,10 +312,12 @@ def _speak(pipe: Callable[..., dict[str, Any]], part: str, attempts: int, settin
 
 
 def _with_one_voice(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in which a reference recording has become a voice, so that it is listened to once."""
-    if settings.get("reference_audio") is None:
-        return settings
+    """Settings in which a reference recording, or the file of a voice, has become a voice: it is listened to once."""
     settings = dict(settings)
+    if settings.get("reference_audio") is None:
+        if settings.get("voice") is not None and hasattr(pipe, "find_voice"):  # another kind of pipeline has none
+            settings["voice"] = pipe.find_voice(settings["voice"])
+        return settings
     voice = pipe.clone(
         settings.pop("reference_audio"),
         settings.pop("sampling_rate", None),

@@ -73,10 +73,10 @@ class SpeakerEncoderModel(PreTrainedModel):
             feature_mask = input_features.new_ones(input_features.shape[:2], dtype=torch.bool)
         mask = feature_mask.bool()
         valid = mask[..., None]
-        features = (input_features - self.config.mel_mean) / self.config.mel_std
+        features = (input_features.float() - self.config.mel_mean) / self.config.mel_std
         # Subtracting the long-term mean halves the influence of microphone and room, keeping some of the timbre.
         mean = (features * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)
-        hidden_states = self.project_in((features - 0.5 * mean) * valid)
+        hidden_states = self.project_in(((features - 0.5 * mean) * valid).to(self.project_in.weight.dtype))
         for block in self.blocks:
             hidden_states = block(hidden_states, mask)
         hidden_states = self.norm(hidden_states)

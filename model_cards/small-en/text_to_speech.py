@@ -137,7 +137,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         being spoken, "ids": the chunk's speech tokens (T,), "mel": (frames, n_mels), both as before the watermark};
         pauses have no ids and no mel. A watermark waits for no later chunk; see `WatermarkStream`.
 
-        Raises at once for settings that cannot be used and, where the text is one string, for an unspeakable one. The
+        Raises at once where the text is one string: for settings that cannot be used and for an unspeakable text. The
         iterator raises what a call raises, after the chunks that were good; a part in which nothing can be spoken is
         left out with a warning.
         """
@@ -149,7 +149,9 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             whole = split_text(text) or [text]
             parts = fit_parts(self, whole, len(whole))
             first = next(parts)
-            self.preprocess(first[2])
+            inputs = self._ensure_tensor_on_device(self.preprocess(first[2]), device=self.device)
+            # Nothing is drawn before the first chunk is asked for: this only says what cannot be used.
+            self.model.generate_stream(**inputs, chunking=chunking, **{**settings, "seed": 0}).close()
             parts = chain([first], parts)
         else:
             parts = fit_parts(self, split_pieces(text), None)
@@ -248,7 +250,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         if voice is not None:
             if reference_audio is not None:
                 raise ValueError("Give either a voice or reference_audio, not both.")
-            settings["voice"] = self._find_voice(voice)
+            settings["voice"] = self.find_voice(voice)
         if reference_audio is None and (reference_text is not None or sampling_rate is not None or transcribe):
             raise ValueError(
                 "reference_text, transcribe and sampling_rate are about a reference_audio, which was not given."
@@ -257,7 +259,7 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
             settings["voice"] = self.clone(reference_audio, sampling_rate, reference_text, transcribe)
         return {}, settings, {}
 
-    def _find_voice(self, voice: Any) -> Any:
+    def find_voice(self, voice: Any) -> Any:
         """A built-in voice's name as it is, a file as the voice in it. Raises ValueError for what is neither."""
         known = sorted(self.model.config.voices)
         if str(voice) in known or hasattr(voice, "embedding"):

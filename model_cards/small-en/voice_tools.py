@@ -79,17 +79,24 @@ class VoiceTools:
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
+        decoder_temperature: float | None = None,
         watermark: bool | None = None,
     ) -> dict[str, Any]:
         """A recording in another voice, its words and timing kept: what a call gives.
 
-        voice: by default the default voice. seed (default 0), num_steps, guidance: as in a call. watermark: by
-        default the speech is marked, whatever the voice, since it passes for what somebody has said.
+        voice: by default the default voice. seed (default 0), num_steps, guidance, decoder_temperature: as in a call.
+        watermark: by default the speech is marked, whatever the voice, since it passes for what somebody has said.
         """
         samples, sampling_rate = as_samples(audio, sampling_rate)
         ids = self._encode(self._features(samples, sampling_rate))
         return self._speak_ids(
-            ids, voice=voice, seed=seed, num_steps=num_steps, guidance=guidance, watermark=watermark
+            ids,
+            voice=voice,
+            seed=seed,
+            num_steps=num_steps,
+            guidance=guidance,
+            decoder_temperature=decoder_temperature,
+            watermark=watermark,
         )
 
     def tokenize(self, audio: Any, sampling_rate: int | None = None) -> SpeechTokens:
@@ -110,6 +117,7 @@ class VoiceTools:
         seed: int | None = None,
         num_steps: int | None = None,
         guidance: float | None = None,
+        decoder_temperature: float | None = None,
         watermark: bool | None = None,
     ) -> dict[str, Any]:
         """Speech tokens in a voice: what a call gives.
@@ -125,7 +133,13 @@ class VoiceTools:
         self._check_tokens(tokens)
         ids = torch.from_numpy(tokens.ids)[None].to(self.device)
         return self._speak_ids(
-            ids, voice=voice, seed=seed, num_steps=num_steps, guidance=guidance, watermark=watermark
+            ids,
+            voice=voice,
+            seed=seed,
+            num_steps=num_steps,
+            guidance=guidance,
+            decoder_temperature=decoder_temperature,
+            watermark=watermark,
         )
 
     def _features(self, samples: Any, sampling_rate: int | None) -> torch.Tensor:
@@ -185,7 +199,7 @@ class VoiceTools:
 
     def _speak_ids(self, ids: torch.Tensor, **settings: Any) -> dict[str, Any]:
         _, settings, _ = self._sanitize_parameters(**settings)
-        names = ("voice", "seed", "num_steps", "guidance")
+        names = ("voice", "seed", "num_steps", "guidance", "decoder_temperature")
         settings = {name: value for name, value in self._forward_params.items() if name in names} | settings
         mark = self.find_watermark(settings.get("voice"), settings.pop("watermark", None), is_recorded=True)
         # As long as recordings may be, speech is decoded at once; longer in chunks, in memory that does not grow.

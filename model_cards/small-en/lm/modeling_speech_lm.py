@@ -344,6 +344,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         """
         batch, length = text_ids.shape
         text_mask = text_ids.new_ones((batch, length), dtype=torch.bool) if text_mask is None else text_mask.bool()
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, where the likeliest token is taken; got {temperature}.")
         if (prompt_ids is None) != (prompt_symbols is None):
             raise ValueError("prompt_ids and prompt_symbols (how much of text_ids they say) belong together.")
         symbols = text_mask.sum(dim=1) - (prompt_symbols or 0)

@@ -60,6 +60,7 @@ class SpectralVocoder(nn.Module):
 
     def forward(self, mel: torch.Tensor, mask: torch.Tensor | None, first_frame: int = 0) -> torch.Tensor:
         """(B, T, n_mels) and an optional (B, T) mask -> (B, T * mel hop), zero where masked."""
+        mel = mel.to(self.embed.weight.dtype)
         frame_mask = None if mask is None else mask[..., None].to(mel.dtype)
         if frame_mask is not None:
             mel = mel * frame_mask
