@@ -1,0 +1,57 @@
+"""What modules with style control have in common: a vector for each level, and styles that a trained model is given."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .styles import UNSPECIFIED, Levels, count_levels
+
+
+class StyleEmbeddings(nn.ModuleDict):
+    """Levels (B, S), of every style in the order of the configuration, -> the sum of their vectors (B, size).
+
+    Vectors start at zero, so that a style which has learned nothing changes nothing; level 0 stays there.
+    """
+
+    def __init__(self, styles: Mapping[str, Levels], size: int) -> None:
+        super().__init__(
+            {name: nn.Embedding(1 + count_levels(levels), size, UNSPECIFIED) for name, levels in styles.items()}
+        )
+        self.size = size
+
+    def reset(self) -> None:
+        for embedding in self.values():
+            init.zeros_(embedding.weight)
+
+    def forward(self, style_levels: torch.LongTensor) -> torch.Tensor:
+        """Raises ValueError for levels of fewer or more styles."""
+        if style_levels.shape[1] != len(self):
+            raise ValueError(
+                f"The model has {len(self)} styles ({', '.join(self) or 'none'}), but style_levels has "
+                f"{style_levels.shape[1]} columns."
+            )
+        total = style_levels.new_zeros((style_levels.shape[0], self.size), dtype=torch.get_default_dtype())
+        for embedding, levels in zip(self.values(), style_levels.unbind(dim=1), strict=True):
+            total = total + embedding(levels)
+        return total
+
+
+class StyleMixin:
+    """For a PreTrainedModel with `style_embeddings` and a configuration with `styles` and `set_styles`."""
+
+    def add_styles(self, styles: Mapping[str, Levels]) -> None:
+        """Adds styles to a model, whose output stays the same until they have learned; those that it has stay.
+
+        Raises ValueError for a style that the model has with other levels.
+        """
+        have, before = self.config.styles, self.style_embeddings
+        for name, levels in styles.items():
+            if have.get(name, levels) != levels:
+                raise ValueError(f"The model has the style {name!r} with the levels {have[name]}, not {levels}.")
+        self.config.set_styles({**have, **styles})
+        grown = StyleEmbeddings(self.config.styles, before.size)
+        grown.reset()
+        grown.update(before.items())
+        self.style_embeddings = grown.to(device=self.device, dtype=self.dtype)
