@@ -125,13 +125,19 @@ def _seconds(source: Path | bytes) -> float:
 def compare(
     speakers: dict[str, list[Utterance]], records: dict[str, dict[str, Any]], references: dict[str, np.ndarray]
 ) -> list[ClonedSentence]:
-    """The sentences that the judge could score. records: of `judge_clips`; references: vectors by clip label."""
-    own_labels = {speaker: items[0].prompt.label for speaker, items in speakers.items()}
+    """The sentences that the judge could score. records: of `judge_clips`; references: vectors by clip label.
+
+    A speaker whose reference the judge could not use is in no comparison, neither as the own one nor as another.
+    """
+    labels = {speaker: items[0].prompt.label for speaker, items in speakers.items()}
+    own_labels = {speaker: label for speaker, label in labels.items() if label in references}
+    if len(own_labels) < 2:
+        return []
     scored = []
-    for speaker, items in speakers.items():
-        for item in items:
+    for speaker in own_labels:
+        for item in speakers[speaker]:
             vector = records[item.name]["speaker_vector"]
-            if vector is None or any(label not in references for label in own_labels.values()):
+            if vector is None:
                 continue
             cosines = {
                 other: cosine(np.array(vector), references[label]) for other, label in own_labels.items()
@@ -289,6 +295,9 @@ def run_study(
         for name, record in found.items()
         if record["speaker_vector"] is None
     }
+    for items in people.values():
+        if (label := items[0].prompt.label) not in references.vectors:
+            failed[label] = "the judge cannot use this clip, so nothing of its speaker is compared"
     report = make_report(model, settings, people, compared, failed, resamples)
     write_text(folder.path / "report.json", json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
     write_text(folder.path / "report.md", report.to_markdown())

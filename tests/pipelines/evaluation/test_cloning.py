@@ -116,6 +116,22 @@ def test_what_fails_is_named_and_in_no_figure(clips, tmp_path):
     assert any(name.endswith("bob1, recording") for name in study(clips, tmp_path / "new", Mimic()).failed)
 
 
+def test_one_reference_that_the_judge_refuses_costs_its_speaker_alone(clips, tmp_path):
+    longest = clips / "bob3.wav"
+    write(longest, tone(12000, 1234.0))
+
+    class Picky(SpectrumJudge):
+        def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+            vector = super().embed(waveform, sampling_rate)
+            if vector @ super().embed(tone(12000, 1234.0), RATE) > 0.99:
+                raise ValueError("No speech was found.")
+            return vector
+
+    report = study(clips, tmp_path / "out", Mimic(pitch=333.0), judge=Picky())
+    assert any("reference of bob" in name for name in report.failed)
+    assert "bob" not in report.by_speaker and len(report.by_speaker) == 3
+
+
 def test_a_killed_study_goes_on(clips, tmp_path):
     killed, second = Mimic(killed_at=4), Mimic()
     with pytest.raises(KeyboardInterrupt):
