@@ -11,6 +11,7 @@ tenth of the parts and at the end. Writes parts/NUMBER.wav, report.json and repo
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ from .options import parse_settings
 from .results_folder import write_text
 from .scoring import score_transcripts
 from .speaker_judges import cosine
+
+logger = logging.getLogger(__name__)
 
 FEWEST_PARTS = 10
 MEBIBYTE = 2**20
@@ -138,7 +141,10 @@ def run_study(
         waveform, rate = read_recording(path)
         heard.append("" if SILENCE in own else recogniser.transcribe(waveform, rate))
         if SILENCE not in own:
-            vectors.append(speaker_judge.embed(waveform, rate))
+            try:
+                vectors.append(speaker_judge.embed(waveform, rate))
+            except ValueError as refusal:  # too short, say: one part must not cost the whole text
+                logger.warning("%s is in no comparison of voices: %s", path.name, refusal)
     if len(vectors) < 3:
         raise ValueError(f"Nearly all parts are silent; listen to {output / 'parts'}.")
     rows = score_transcripts(parts, heard, normalise=normalise, limits=limits)
@@ -152,7 +158,7 @@ def run_study(
         parts=len(parts),
         seconds=sum(lengths),
         real_time_factor=elapsed / sum(lengths),
-        in_place=mean_figure([float(place == own) for own, place in enumerate(nearest)]),
+        in_place=mean_figure([float(n >= 0 and parts[n] == part) for n, part in zip(nearest, parts, strict=True)]),
         wer=ratio_figure([row.edits for row in rows], [row.words for row in rows]),
         failures={kind: found for kind in FAILURES if (found := [n for n, own in enumerate(kinds) if kind in own])},
         voice_first=mean_figure(first),

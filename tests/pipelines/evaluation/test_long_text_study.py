@@ -62,6 +62,33 @@ def test_a_voice_that_changes_shows(tmp_path):
     assert max(report.voice_first.value, report.voice_last.value) < 0.7
 
 
+def test_a_part_that_the_speaker_judge_refuses_costs_nothing_else(tmp_path):
+    class Picky(SpectrumJudge):
+        def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+            if len(waveform) == SAMPLES[4]:
+                raise ValueError("No speech was found.")
+            return super().embed(waveform, sampling_rate)
+
+    recogniser = KnowingRecogniser(dict(zip(SAMPLES, PARTS, strict=True)))
+    report = long_text_study.run_study(Reader(), TEXT, tmp_path, recogniser, Picky(), model="reader", seed=3)
+    assert report.wer.value == 0.0 and report.voice_first.value > 0.99
+
+
+def test_a_sentence_that_comes_twice_is_in_its_place_twice(tmp_path):
+    refrain = "Nobody had an answer to that at all."
+    text = " ".join([refrain, *PARTS, refrain])
+
+    class Refrain(Reader):
+        def __call__(self, part: str, **settings: object) -> dict:
+            if part != refrain:
+                return super().__call__(part, **settings)
+            return {"audio": tone(7000, 500.0).astype(np.float32), "sampling_rate": RATE}
+
+    recogniser = KnowingRecogniser({7000: refrain, **dict(zip(SAMPLES, PARTS, strict=True))})
+    report = long_text_study.run_study(Refrain(), text, tmp_path, recogniser, SpectrumJudge(), model="reader")
+    assert report.parts == 14 and report.in_place.value == 1.0
+
+
 def test_mistakes_are_told(tmp_path, capsys):
     with pytest.raises(ValueError, match="1 parts, at least 10"):
         long_text_study.run_study(Reader(), "Too short a text.", tmp_path, None, None)
