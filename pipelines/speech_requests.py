@@ -32,6 +32,7 @@ class SpeechRequest(BaseModel):
     instructions: str | None = None
     stream: bool = Field(True, description="false sends the speech when all of it is there, its length in its header")
     seed: int | None = Field(None, ge=0, lt=2**63)
+    # Of steps and candidates fewer than the pipeline takes: one request must not hold the server for minutes.
     num_steps: int | None = Field(None, ge=1, le=100)
     guidance: float | None = Field(None, ge=0.0, le=100.0)
     decoder_temperature: float | None = Field(None, ge=0.0, le=100.0)

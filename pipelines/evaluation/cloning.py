@@ -15,6 +15,7 @@ Writes the wavs, report.json and report.md.
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -24,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from e2e_tts.trainers.data.corpora import CorpusOptions, open_corpora
 from e2e_tts.trainers.data.corpus_files import read_sentences
 from e2e_tts.trainers.data.row_checks import RawRow
+from e2e_tts.trainers.data.speech_signal import read_recording as read_part
 
 from .audio_files import read_recording
 from .failures import FailureLimits
@@ -81,7 +84,7 @@ def read_speakers(
                 continue
             if row.split not in (None, split):
                 elsewhere.add(row.speaker)
-            elif row.audio is not None and any(character.isalnum() for character in row.text):
+            elif row.audio is not None and not row.unaccepted and any(character.isalnum() for character in row.text):
                 wanted.setdefault(row.speaker, []).append(row)
     fitting = {
         name: rows for name, rows in sorted(wanted.items()) if name not in elsewhere and len(rows) > sentences
@@ -110,11 +113,18 @@ def _utterances(speaker: str, rows: Sequence[RawRow], sentences: int) -> list[Ut
 
 
 def _source(row: RawRow) -> Path | bytes:
-    if isinstance(row.audio, bytes):
-        return row.audio
-    if "://" in row.audio:
+    """The utterance's own file, or its bytes; where it is a part of a longer recording, the bytes of that part."""
+    if isinstance(row.audio, str) and "://" in row.audio:
         raise ValueError(f"{row.id} lies at {row.audio}: prepare the corpus first (e2e_tts.trainers.data.prepare).")
-    return Path(row.audio)
+    if not row.start_seconds and row.seconds is None:
+        return row.audio if isinstance(row.audio, bytes) else Path(row.audio)
+    try:
+        samples, rate = read_part(row.audio, row.start_seconds, row.seconds)
+    except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+        raise ValueError(f"{row.id} cannot be read as audio: {error}") from error
+    part = io.BytesIO()
+    soundfile.write(part, samples, rate, format="FLAC")
+    return part.getvalue()
 
 
 def _seconds(source: Path | bytes) -> float:

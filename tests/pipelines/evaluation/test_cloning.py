@@ -1,9 +1,11 @@
 """The cloning study on constructed speakers, each a pitch: perfect clones, clones of nobody, failures, continuing."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import soundfile
 from evaluation_doubles import RATE, SpectrumJudge, tone, write
 
 from e2e_tts.pipelines.evaluation import cloning
@@ -57,6 +59,26 @@ def test_speakers_of_the_split_alone_with_the_longest_clip_as_reference(clips):
         cloning.read_speakers(str(clips), "test", 5, 2)
     with pytest.raises(ValueError, match="At least 2 speakers"):
         cloning.read_speakers(str(clips), "test", 1, 2)
+
+
+def test_utterances_that_are_parts_of_a_recording(tmp_path):
+    folder = tmp_path / "kaldi"
+    lines = {"wav.scp": [], "segments": [], "text": [], "utt2spk": []}
+    for name, pitch in (("ada", 300.0), ("bob", 900.0)):
+        whole = np.concatenate([tone(RATE, pitch + 100 * number) for number in range(3)])
+        lines["wav.scp"].append(f"{name} {write(folder / f'{name}.wav', whole)}")
+        for number in range(3):
+            end = number + (1.0 if number == 1 else 0.75)  # the second part is the longest
+            lines["segments"].append(f"{name}-{number} {name} {number} {end}")
+            lines["text"].append(f"{name}-{number} Sentence {number}.")
+            lines["utt2spk"].append(f"{name}-{number} {name}")
+    for file, content in lines.items():
+        (folder / file).write_text("\n".join(content) + "\n")
+    people = cloning.read_speakers(str(folder), "test", 2, 2)
+    (first, second) = people["ada"]
+    assert [item.name.split("/")[-1] for item in (first, second)] == ["ada-0", "ada-2"]
+    samples, rate = soundfile.read(io.BytesIO(first.prompt.source), dtype="float32")
+    assert len(samples) == rate and np.allclose(samples, tone(RATE, 400.0), atol=1e-3)
 
 
 def test_other_sentences_in_turn(clips):
