@@ -343,9 +343,10 @@ def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe | Voc
                 raise RecipeError(f"{override!r} sets a part of {parent}, which is {target!r} and has no parts.")
         quote = f'{override!r} has no YAML value. Quote an entry with spaces in it: --set "data.folders=[a, b]".'
         target[last] = read_yaml(value, quote)
-        if parents[:1] == ["model"] and values.get("init") is not None and values.get("trainer") != "vocoder":
-            raise RecipeError(
-                f"{override!r} would change nothing: the model comes from init ({values['init']}). Drop it, or set "
-                "init=null to train such a model from scratch; e2e_tts.trainers.deepen adds layers to a trained one."
-            )
+    parts = [override for override in overrides if override.startswith("model.")]
+    if parts and values.get("init") is not None and values.get("trainer") != "vocoder":
+        raise RecipeError(
+            f"{parts[0]!r} would change nothing: the model comes from init ({values['init']}). Drop it, or set "
+            "init=null to train such a model from scratch; e2e_tts.trainers.deepen adds layers to a trained one."
+        )
     return parse_recipe(values, str(name))

@@ -93,7 +93,7 @@ def test_overrides(tmp_path):
 def test_a_change_of_a_model_that_comes_from_init_is_refused():
     change = "model.decoder_config.num_hidden_layers=8"
     with pytest.raises(RecipeError, match=rf"{change}.* would change nothing.*\(runs/mine\)\. Drop it"):
-        load_recipe("small_joint", ["init=runs/mine", change])
+        load_recipe("small_joint", [change, "init=runs/mine"])
     assert load_recipe("small_joint", [change]).model["decoder_config"]["num_hidden_layers"] == 8
 
 

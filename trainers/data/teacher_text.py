@@ -123,7 +123,7 @@ def sentences_of_bible() -> Iterator[str]:
                 yield clause[0].upper() + clause[1:] + ("" if clause[-1] in ".?!" else ".")
 
 
-def sentences_of_dataset(path: Path, split: Callable[[str], Iterator[str]] = split_sentences) -> Iterator[str]:
+def sentences_of_dataset(path: Path, split: Callable[[str], Iterator[str]]) -> Iterator[str]:
     """Transcripts of the training rows of a prepared dataset, split into sentences."""
     from datasets import load_from_disk
 
@@ -200,10 +200,10 @@ def main(arguments: list[str] | None = None) -> None:
         shortest = shortest if options.min_words is None else options.min_words
         longest = longest if options.max_words is None else options.max_words
         is_plain = is_plain_sentence if mandarin else is_speakable
+        split = partial(plain_sentences, longest=longest) if mandarin else split_sentences
         collection = Collection(Splits.load(options.split_file), lambda sentence: is_plain(sentence, shortest, longest))
         sentences = []
         for path in options.prepared:
-            split = partial(plain_sentences, longest=longest) if mandarin else split_sentences
             sentences += collection.take(sentences_of_dataset(path, split), str(path))
         for path in text_files(options.text):
             sentences += collection.take(sentences_of_file(path), str(path))
