@@ -67,9 +67,7 @@ class SpectralVocoder(nn.Module):
         hidden = self.embed(mel.transpose(1, 2)).transpose(1, 2)
         prior = None
         if self.phase_prior_iterations:
-            prior = griffin_lim_spectrum(
-                mel, self.mel_spec, self.n_fft, self.phase_prior_iterations, mask, first_frame
-            )
+            prior = griffin_lim_spectrum(mel, self.mel_spec, self.n_fft, self.phase_prior_iterations, mask, first_frame)
             hidden = hidden + self.embed_prior(_compressed(prior).to(mel.dtype))
         hidden = self.embed_norm(hidden)
         for block in self.blocks:

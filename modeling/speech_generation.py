@@ -253,9 +253,7 @@ class SpeechGenerationMixin(VoiceMixin):
         self._check_ended(generated)
         return generated
 
-    def resolve_style(
-        self, style: Style | Sequence[Style], batch: int = 1
-    ) -> tuple[torch.LongTensor, torch.Tensor]:
+    def resolve_style(self, style: Style | Sequence[Style], batch: int = 1) -> tuple[torch.LongTensor, torch.Tensor]:
         """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).
 
         Raises ValueError, naming what there is, for a style or level that the checkpoint does not have.

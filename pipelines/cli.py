@@ -123,9 +123,7 @@ def build_parser() -> Parser:
         return command
 
     _add_speak(add("speak", commands.speak, "speak a text", "Speaks a text, sentence by sentence.", SPEAK))
-    _add_clone(
-        add("clone", commands.clone, "make a voice of a recording", "Makes a voice file of a recording.", CLONE)
-    )
+    _add_clone(add("clone", commands.clone, "make a voice of a recording", "Makes a voice file of a recording.", CLONE))
     _add_convert(
         add(
             "convert",

@@ -136,9 +136,7 @@ def convert(options: argparse.Namespace) -> None:
     voice = find_voice(pipe, options)
 
     def work(source: str, target: str) -> None:
-        speech = pipe.convert(
-            recordings[source], voice=voice, watermark=options.watermark, **decoder_settings(options)
-        )
+        speech = pipe.convert(recordings[source], voice=voice, watermark=options.watermark, **decoder_settings(options))
         write_speech(speech, target, formats[target])
 
     for_each(plan, work, options)
@@ -181,9 +179,7 @@ def detokenize(options: argparse.Namespace) -> None:
     voice = find_voice(pipe, options)
 
     def work(source: str, target: str) -> None:
-        speech = pipe.detokenize(
-            tokens[source], voice=voice, watermark=options.watermark, **decoder_settings(options)
-        )
+        speech = pipe.detokenize(tokens[source], voice=voice, watermark=options.watermark, **decoder_settings(options))
         write_speech(speech, target, formats[target])
 
     for_each(plan, work, options)

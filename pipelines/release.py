@@ -184,8 +184,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder of a trained composite")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument(
-        "--module", action="append", default=[], metavar="NAME=FOLDER[,FOLDER]",
-        help="replace a module (repeatable); of several folders of one training line, by the mean of their weights"
+        "--module",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER[,FOLDER]",
+        help="replace a module (repeatable); of several folders of one training line, by the mean of their weights",
     )
     parser.add_argument(
         "--voice",
@@ -199,8 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="what the checkpoint samples with by default: temperature=0.6 top_k=10 top_p=0.8 "
-        "text_guidance=1.5",
+        help="what the checkpoint samples with by default: temperature=0.6 top_k=10 top_p=0.8 text_guidance=1.5",
     )
     parser.add_argument(
         "--decoder-temperature",

@@ -66,9 +66,7 @@ class Demo:
             yield to_wav(chunk, speech.rate) if can_play() else None, None, speech.picture(), note
         yield None, speech.recording(), speech.picture(), note
 
-    def stream(
-        self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
-    ) -> Iterator[str]:
+    def stream(self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any) -> Iterator[str]:
         """Speaks a text and gives the audio in chunks, each as soon as it is there: with one candidate, the default
         here, before a sentence is drawn to its end."""
         for chunk, speech in self._speak(True, text, voice, reference, **inputs):

@@ -215,9 +215,7 @@ class AblationPlan:
         return self.measure.data or self._recipe(next(iter(self.stages)), {}).data.folders
 
 
-def _follow(
-    stage: str, seed: int, recipe: Recipe, before: Sequence[Run], rebuild: dict[str, dict[str, Any]]
-) -> Run:
+def _follow(stage: str, seed: int, recipe: Recipe, before: Sequence[Run], rebuild: dict[str, dict[str, Any]]) -> Run:
     """A run that starts from those before it."""
     values = stated(recipe)
     if not before:
@@ -375,4 +373,3 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = _merged(merged[name], value) if both else value
     return merged
-

@@ -198,9 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise RecipeError(f"{options.recipe} starts from {recipe.init}: name the recipe of its model, --model.")
         recipe = replace(recipe, model=model, init=None, init_modules={})
         machine = Machine(**{name: getattr(options, name) for name in Machine.__dataclass_fields__})
-        text = report(
-            options.recipe, recipe, options.gpus, options.launch, machine, options.seconds, options.text_rate
-        )
+        text = report(options.recipe, recipe, options.gpus, options.launch, machine, options.seconds, options.text_rate)
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(text, end="")

@@ -86,9 +86,7 @@ def make_rows(cells: dict[str, Any], resamples: int = 2000, seed: int = 0) -> li
         for cell in own:
             for measure, values in read_cell(cell).items():
                 records.setdefault(measure, []).extend(values)
-        measured[name] = {
-            measure: Measurements.collect(records[measure]) for measure in COLUMNS if measure in records
-        }
+        measured[name] = {measure: Measurements.collect(records[measure]) for measure in COLUMNS if measure in records}
         figures = {
             measure: interval(values, resamples=resamples, seed=seed) for measure, values in measured[name].items()
         }
@@ -160,8 +158,10 @@ def to_markdown(rows: Sequence[TableRow], cells: dict[str, Any]) -> str:
         label = cells["rows"][cells["reference"]]
         lines += ["", *markdown_table([f"difference from: {label}", *headings], differences)]
     if any(len(row.seeds) == 1 for row in rows):
-        lines += ["", "Rows of one seed: their intervals and stars speak of these weights and say nothing of another"
-                  " training."]
+        lines += [
+            "",
+            "Rows of one seed: their intervals and stars speak of these weights and say nothing of another training.",
+        ]
     done = {(cell["row"], cell["seed"]) for cell in cells["cells"]}
     missing = [f"{name}, seed {seed}" for name in cells["rows"] for seed in cells["seeds"] if (name, seed) not in done]
     if missing:

@@ -86,9 +86,7 @@ def read_speakers(
                 elsewhere.add(row.speaker)
             elif row.audio is not None and not row.unaccepted and any(character.isalnum() for character in row.text):
                 wanted.setdefault(row.speaker, []).append(row)
-    fitting = {
-        name: rows for name, rows in sorted(wanted.items()) if name not in elsewhere and len(rows) > sentences
-    }
+    fitting = {name: rows for name, rows in sorted(wanted.items()) if name not in elsewhere and len(rows) > sentences}
     if len(fitting) < speakers:
         raise ValueError(
             f"{source} has {len(fitting)} speakers with {sentences + 1} clips or more who are in the split {split!r} "
@@ -149,9 +147,7 @@ def compare(
             vector = records[item.name]["speaker_vector"]
             if vector is None:
                 continue
-            cosines = {
-                other: cosine(np.array(vector), references[label]) for other, label in own_labels.items()
-            }
+            cosines = {other: cosine(np.array(vector), references[label]) for other, label in own_labels.items()}
             own = cosines.pop(speaker)
             others = float(np.mean(list(cosines.values())))
             measures = {"own": own, "others": others, "difference": own - others}

@@ -91,9 +91,7 @@ def interval(measured: Measurements, *, resamples: int = 2000, seed: int = 0) ->
     return Interval(measured.ratio, float(low), float(high))
 
 
-def paired_difference(
-    first: Measurements, second: Measurements, *, resamples: int = 2000, seed: int = 0
-) -> Interval:
+def paired_difference(first: Measurements, second: Measurements, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """Ratio of `first` less that of `second`, on the seeds that both have, with interval and p value.
 
     The p value is twice the smaller share of resamples on either side of zero, one added to both counts, so that it is

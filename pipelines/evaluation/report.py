@@ -38,7 +38,7 @@ class EvaluationReport:
 
     @property
     def unit(self) -> str:
-        """"WER" or "CER", by what the normaliser makes of a text."""
+        """ "WER" or "CER", by what the normaliser makes of a text."""
         return "CER" if self.settings["normaliser"] in CHARACTER_NORMALISERS else "WER"
 
     def worst_rows(self, condition: str) -> list[EvaluatedRow]:

@@ -91,9 +91,7 @@ def equal_error_rate(scores: np.ndarray, same: np.ndarray, weights: np.ndarray |
     return float(rejected[crossing - 1] + share * (rejected[crossing] - rejected[crossing - 1]))
 
 
-def speaker_error(
-    vectors: np.ndarray, speakers: Sequence[str], resamples: int, seed: int
-) -> Interval | None:
+def speaker_error(vectors: np.ndarray, speakers: Sequence[str], resamples: int, seed: int) -> Interval | None:
     """Equal-error rate of unit vectors (utterances, S) over all pairs; None where no two share a speaker, or all do."""
     first, second = np.triu_indices(len(vectors), k=1)
     names = np.asarray(speakers)
@@ -112,9 +110,7 @@ def speaker_error(
     return Interval(equal_error_rate(scores, same), float(low), float(high))
 
 
-def emotion_accuracy(
-    labels: Sequence[int], heard: Sequence[int], resamples: int, seed: int
-) -> dict[str, Interval]:
+def emotion_accuracy(labels: Sequence[int], heard: Sequence[int], resamples: int, seed: int) -> dict[str, Interval]:
     """Accuracy over the labelled utterances and its mean over their emotions; empty where nothing is labelled."""
     labels, heard = np.asarray(labels), np.asarray(heard)
     labelled = (labels != UNLABELLED) & (heard != UNLABELLED)
@@ -171,9 +167,7 @@ class HeldOutMeasurement:
         self.classes = {name: index for index, name in enumerate(emotion_names(model, emotions))}
 
     @torch.no_grad()
-    def __call__(
-        self, rows: Dataset, voices: Voices, batch_size: int = 8
-    ) -> tuple[list[Utterance], np.ndarray | None]:
+    def __call__(self, rows: Dataset, voices: Voices, batch_size: int = 8) -> tuple[list[Utterance], np.ndarray | None]:
         """Measured rows and the SPK head's unit vectors (rows, S), None without that head."""
         dataset, utterances, vectors = SpeechDataset(rows, self.collate.audio_spec), [], []
         for start in tqdm(range(0, len(rows), batch_size), desc="measuring", disable=None):

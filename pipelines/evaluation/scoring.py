@@ -277,9 +277,7 @@ def score_folder(
             raise RuntimeError(f"The recogniser {recogniser.name} failed on {name}: {error}") from error
         notes.append((waveform.size / sampling_rate, flags, None))
 
-    rows = score_transcripts(
-        list(texts.values()), hypotheses, names=list(texts), normalise=normalise, limits=limits
-    )
+    rows = score_transcripts(list(texts.values()), hypotheses, names=list(texts), normalise=normalise, limits=limits)
     for row, (seconds, flags, message) in zip(rows, notes, strict=True):
         row.seconds, row.error = seconds, message
         # A clip that nobody heard has no transcript to be called empty.

@@ -80,9 +80,7 @@ def summarise(name: str, values: np.ndarray, resamples: int = 2000, seed: int = 
     return StyleFigures(kept.mean(axis=0).tolist(), *figures, failed=int((~whole).sum()))
 
 
-def measure_levels(
-    speaker: HeldOutSpeaker, rows: Dataset, voices: Voices, name: str, levels: int
-) -> np.ndarray:
+def measure_levels(speaker: HeldOutSpeaker, rows: Dataset, voices: Voices, name: str, levels: int) -> np.ndarray:
     """Speaks every row at every level of a style -> measures (rows, levels), NaN where there is none."""
     dataset, rate = SpeechDataset(rows, speaker.collate.audio_spec), speaker.model.sampling_rate
     values, sampling = np.full((len(rows), levels), np.nan), speaker.sampling

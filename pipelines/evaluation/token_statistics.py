@@ -203,9 +203,7 @@ def compare(
     return reports, differences
 
 
-def _describe(
-    name: str, sequences: Sequences, levels: Sequence[int], draws: dict[str, np.ndarray]
-) -> TokenStatistics:
+def _describe(name: str, sequences: Sequences, levels: Sequence[int], draws: dict[str, np.ndarray]) -> TokenStatistics:
     num_codes, tokens = int(np.prod(levels)), np.concatenate(sequences)
     counts, values = np.bincount(tokens, minlength=num_codes), estimate(sequences, num_codes)
     plugin = mutual_information(sequences, num_codes, plugin_entropy)

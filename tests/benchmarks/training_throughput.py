@@ -228,9 +228,7 @@ def padding_waste(recipe: Recipe, lengths: np.ndarray) -> float:
     rows = Dataset.from_dict({"seconds": lengths, "source": [sources[i % len(sources)] for i in range(len(lengths))]})
     weights = recipe.data.weights or {"speech": 1.0}
     data = recipe.data
-    batches = MixtureBatches(
-        rows, weights, PADDING_BATCHES, 0, data.seconds_per_batch, data.max_rows, data.max_seconds
-    )
+    batches = MixtureBatches(rows, weights, PADDING_BATCHES, 0, data.seconds_per_batch, data.max_rows, data.max_seconds)
     drawn = [lengths[batch] for batch in batches]
     return 1 - sum(batch.sum() for batch in drawn) / sum(len(batch) * batch.max() for batch in drawn)
 
@@ -261,9 +259,7 @@ def table(recipe_name: str, costs: dict[str, Cost], waste: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="small_joint", help="a stage-1 recipe: a file or a shipped one's name")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="as for e2e_tts.trainers.train")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the utterances in the batch")

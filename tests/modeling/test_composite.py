@@ -264,9 +264,10 @@ def test_loads_without_this_package(model, processor, folder, release, tmp_path)
     inputs, chunking = processor(text=TEXTS[1]), {"first": 2, "size": 3, "look_ahead": 1}
     streamed = released.generate(**inputs, voice=f"{again}.safetensors", seed=0, chunking=chunking)
     torch.testing.assert_close(torch.load(f"{again}.stream"), streamed["audio"][0], atol=1e-5, rtol=1e-5)
-    assert json.loads((again / "config.json").read_text())["auto_map"] == json.loads(
-        (release / "config.json").read_text()
-    )["auto_map"]
+    assert (
+        json.loads((again / "config.json").read_text())["auto_map"]
+        == json.loads((release / "config.json").read_text())["auto_map"]
+    )
     assert type(AutoProcessor.from_pretrained(again)).__module__ == "e2e_tts.modeling.processing_e2e_tts"
 
 
@@ -285,9 +286,7 @@ def test_a_prompt_conditions_the_speech_but_is_not_spoken(model, monkeypatch):
     monkeypatch.setattr(model.decoder, "sample", spy)
     with torch.no_grad():
         prompt = model.encoder(features)
-    spoken = model.generate(
-        text, mask, reference_features=features, prompt_text_ids=prompt_text, seed=0, num_steps=2
-    )
+    spoken = model.generate(text, mask, reference_features=features, prompt_text_ids=prompt_text, seed=0, num_steps=2)
     # The decoder continues the clip: its first 12 tokens and 24 frames are the clip's own, in every row ...
     for row in range(2):
         assert torch.equal(seen["codes"][row, :12], prompt.codes[0])

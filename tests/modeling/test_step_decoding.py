@@ -103,9 +103,7 @@ def test_streamer_and_criteria_are_served_as_by_transformers():
         return torch.full((len(ids),), ids.shape[1] >= 3)
 
     criteria = StoppingCriteriaList([third])
-    generated = lm.generate_codes(
-        text, None, None, rate, temperature=0, streamer=streamer, stopping_criteria=criteria
-    )
+    generated = lm.generate_codes(text, None, None, rate, temperature=0, streamer=streamer, stopping_criteria=criteria)
     assert streamer.values == [[], *([token] for token in generated.ids[0].tolist())]
     assert streamer.ended and generated.ids.shape == (1, 3) and not generated.finished.any()
 

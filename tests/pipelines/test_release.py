@@ -69,7 +69,6 @@ def test_the_decoder_s_temperature_is_released(tiny_model, tmp_path):
         main([*arguments, "-1"])
 
 
-
 def test_a_module_can_be_the_mean_of_several(tiny_model, tmp_path):
     start = tiny_model()
     start.save_pretrained(tmp_path / "start")

@@ -151,9 +151,7 @@ def test_the_first_chunk_comes_before_the_others_are_made(served, client, monkey
 
 def test_whole_speech_has_its_length(served, client):
     settings = {"model": "small-en", "voice": "lj", "response_format": "wav"}
-    answer = client.audio.speech.with_raw_response.create(
-        input=TEXT, extra_body={**QUICK, "stream": False}, **settings
-    )
+    answer = client.audio.speech.with_raw_response.create(input=TEXT, extra_body={**QUICK, "stream": False}, **settings)
     assert int(answer.headers["content-length"]) == len(answer.content)
     assert answer.headers["content-type"] == "audio/wav"
     expected = speak_long(served.pipe, TEXT, voice="lj", **QUICK)["audio"]

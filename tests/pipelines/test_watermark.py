@@ -190,7 +190,6 @@ def _torchaudio():
 # ---- in the pipeline
 
 
-
 def test_cloned_speech_is_marked_by_default_and_built_in_voices_are_not(pipe, mark, tmp_path):
     built_in = pipe(TEXT, voice="ben")
     assert not built_in["watermarked"]

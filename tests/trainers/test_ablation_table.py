@@ -33,8 +33,13 @@ def construct(tmp_path, takes: int = 1) -> dict:
             score.write_text(json.dumps({"rows": rows}))
             updates = dict.fromkeys(("encoder", "reward", "lm", "decoder"), 9)
             cells.append(
-                {"row": row, "seed": seed, "updates": updates, "reward_table": str(table),
-                 "judged": [{"measure": "speech", "file": str(score)}] * takes}
+                {
+                    "row": row,
+                    "seed": seed,
+                    "updates": updates,
+                    "reward_table": str(table),
+                    "judged": [{"measure": "speech", "file": str(score)}] * takes,
+                }
             )
     rows = {"full": "full", "worse": "a worse one", "even": "another", "absent": "never run"}
     return {"reference": "full", "seeds": [0, 1], "rows": rows, "cells": cells}
@@ -78,8 +83,6 @@ def test_table_says_what_is_significant_and_what_is_missing(constructed, tmp_pat
     no_reference = {**constructed, "cells": constructed["cells"][2:]}
     assert all(row.differences is None for row in ablation_table.make_rows(no_reference, resamples=10))
     (tmp_path / "full0.json").write_text(json.dumps({"utterances": [{"sentence": "x", "measures": {}}]}))
-    (tmp_path / "full0_speech.json").write_text(
-        json.dumps({"rows": [{"reference": "x", "edits": 0, "words": 1}]})
-    )
+    (tmp_path / "full0_speech.json").write_text(json.dumps({"rows": [{"reference": "x", "edits": 0, "words": 1}]}))
     with pytest.raises(SystemExit, match="same sentences"):
         ablation_table.main(["--cells", str(file), "--output", str(tmp_path / "out")])

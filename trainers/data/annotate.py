@@ -159,8 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
         annotator = Annotator(
             load_processor(options.tokenizer),
             options.speaker_encoder and SpeakerTeacher.from_pretrained(options.speaker_encoder, options.device),
-            options.emotion_model
-            and EmotionTeacher(options.emotion_model, options.emotion_threshold, options.device),
+            options.emotion_model and EmotionTeacher(options.emotion_model, options.emotion_threshold, options.device),
         )
         names = ("data", "speaker_encoder", "emotion_model", "emotion_threshold", "tokenizer")
         settings = {name: getattr(options, name) for name in names}

@@ -105,9 +105,7 @@ def kaldi_rows(folder: Path) -> list[dict[str, str | float | None]]:
     else:
         utterances = [(key, path, "", "") for key, path in recordings]
     optional = {"speaker": "utt2spk", "language": "utt2lang", "emotion": "utt2emo"}
-    tables = {
-        column: dict(read_table(folder / name)) for column, name in optional.items() if (folder / name).is_file()
-    }
+    tables = {column: dict(read_table(folder / name)) for column, name in optional.items() if (folder / name).is_file()}
     texts = dict(read_table(folder / "text"))
     rows = []
     for key, path, start, end in utterances:

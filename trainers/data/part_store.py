@@ -75,9 +75,7 @@ class PartStore:
 
     def rows(self) -> Dataset | None:
         """The rows of all parts, memory-mapped; None if there are none."""
-        parts = [
-            Dataset.from_file(str(self._part(number))) for number, note in enumerate(self.notes) if note["rows"]
-        ]
+        parts = [Dataset.from_file(str(self._part(number))) for number, note in enumerate(self.notes) if note["rows"]]
         return concatenate_datasets(parts) if parts else None
 
     def finish(self, dataset: Dataset, files: Mapping[str, str]) -> None:

@@ -62,8 +62,9 @@ def load_prepared(folders: Sequence[str], split: str, annotated: bool = True) ->
             logger.warning("%s has no %s: e2e_tts.trainers.data.style_labels adds labels of style.", folder, missing)
     optional = [name for name in (*styles, TOKENS) if name not in common]
     kept = [
-        part.select_columns([*common, *(name for name in optional if name in part.column_names)])
-        .select(np.flatnonzero(np.asarray(part["split"][:]) == split))
+        part.select_columns([*common, *(name for name in optional if name in part.column_names)]).select(
+            np.flatnonzero(np.asarray(part["split"][:]) == split)
+        )
         for _, part in parts
     ]
     if not sum(len(part) for part in kept):

@@ -96,9 +96,7 @@ def track_pitch(samples: np.ndarray, sampling_rate: int) -> tuple[np.ndarray, np
 def band_level_difference(spectra: np.ndarray, sampling_rate: int) -> np.ndarray:
     """Power spectra (F, K) -> level of the higher of `EFFORT_BANDS_HZ` minus that of the lower in dB (F,)."""
     frequencies = np.linspace(0, sampling_rate / 2, spectra.shape[1])
-    low, high = (
-        spectra[:, (frequencies >= start) & (frequencies < end)].sum(axis=1) for start, end in EFFORT_BANDS_HZ
-    )
+    low, high = (spectra[:, (frequencies >= start) & (frequencies < end)].sum(axis=1) for start, end in EFFORT_BANDS_HZ)
     return 10 * np.log10((high + 1e-12) / (low + 1e-12))
 
 

@@ -2,9 +2,9 @@
 
 python -m e2e_tts.trainers.data.teacher_speech --sentences teacher.txt --voices slt:2 rms awb --output speech/teacher
 
-English in flite's voices, or, with --kokoro FOLDER, Mandarin in those of Kokoro. Writes FLAC files and a `metadata.csv`
-that `prepare` reads. Started again with the same arguments it goes on where it stopped. A sentence that fails is listed
-in `failed.csv` and does not stop the run.
+In flite's English voices, or, with --kokoro FOLDER, in Kokoro's, English or Mandarin (--language zh). Writes FLAC files
+and a `metadata.csv` that `prepare` reads. Started again with the same arguments it goes on where it stopped. A sentence
+that fails is listed in `failed.csv` and does not stop the run.
 """
 
 import argparse
@@ -25,7 +25,11 @@ from e2e_tts.trainers.data.teachers import SAMPLING_RATE, Flite, Kokoro, Teacher
 
 logger = logging.getLogger(__name__)
 
-VOICES = {"flite": ["slt", "rms", "awb"], "kokoro": ["zf_xiaoyi", "zm_yunjian"]}
+FLITE_VOICES = ["slt", "rms", "awb"]
+KOKORO_VOICES = {
+    "en": ["af_heart", "af_bella", "am_michael", "am_fenrir", "bf_emma", "bm_george"],
+    "zh": ["zf_xiaoyi", "zm_yunjian"],
+}
 
 
 def parse_voice(value: str) -> tuple[str, int]:
@@ -122,10 +126,14 @@ def generate(teacher: Teacher, jobs: list[tuple[str, str, str]], output: Path) -
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
-    parser.add_argument("--voices", nargs="+", type=parse_voice, help=f"NAME or NAME:WEIGHT; by default {VOICES}")
     parser.add_argument(
-        "--kokoro", type=Path, metavar="FOLDER", help="a copy of onnx-community/Kokoro-82M-v1.0-ONNX: Mandarin voices"
+        "--voices",
+        nargs="+",
+        type=parse_voice,
+        help=f"NAME or NAME:WEIGHT; by default {FLITE_VOICES}, or of Kokoro {KOKORO_VOICES}",
     )
+    parser.add_argument("--kokoro", type=Path, metavar="FOLDER", help="a copy of onnx-community/Kokoro-82M-v1.0-ONNX")
+    parser.add_argument("--language", choices=sorted(KOKORO_VOICES), default="en", help="of the sentences")
     parser.add_argument("--all-voices", action="store_true", help="every sentence in every voice, not one of them")
     parser.add_argument("--output", type=Path, required=True, help="folder for the audio and metadata.csv")
     parser.add_argument("--seed", type=int, default=0, help="for the order of the voices")
@@ -133,8 +141,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         sentences = read_sentences(options.sentences)
-        teacher: Teacher = Kokoro(options.kokoro) if options.kokoro else Flite()
-        voices = options.voices or [(name, 1) for name in VOICES[teacher.name]]
+        if options.language != Flite.language and not options.kokoro:
+            raise ValueError(f"flite speaks English only; give --kokoro FOLDER for --language {options.language}.")
+        teacher: Teacher = Kokoro(options.kokoro, options.language) if options.kokoro else Flite()
+        default = KOKORO_VOICES[options.language] if options.kokoro else FLITE_VOICES
+        voices = options.voices or [(name, 1) for name in default]
         check_voices(teacher, [name for name, _ in voices])
         jobs = list(plan(sentences, voices, options.all_voices, options.seed))
         done, failed = generate(teacher, jobs, options.output)

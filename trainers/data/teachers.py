@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,13 +13,21 @@ import numpy as np
 import soundfile
 import soxr
 
+from e2e_tts.modeling.text_frontend import TextFrontend
+
 SAMPLING_RATE = 16000
 TIMEOUT_SECONDS = 30
 # Kokoro speaks in 24 kHz and begins and ends with up to half a second of near silence.
 KOKORO_RATE = 24000
 KOKORO_SILENCE = 0.01
 KOKORO_MARGINS = (0.05, 0.1)  # seconds kept before the first and after the last sound
-MISAKI = "Kokoro's phonemes come from the package misaki. Install it with: pip install 'e2e-tts[kokoro]'"
+KOKORO_INITIALS = {"en": "ab", "zh": "z"}  # a voice's first letter is its language: American, British, Mandarin
+# Kokoro writes diphthongs and affricates as one letter each.
+KOKORO_LETTERS = {
+    **{"oʊ": "O", "eɪ": "A", "aɪ": "I", "aʊ": "W", "ɔɪ": "Y"},
+    **{"d͡ʒ": "ʤ", "t͡ʃ": "ʧ", "ˈɚ": "ˈɜɹ", "ˌɚ": "ˌɜɹ", "ɚ": "əɹ"},
+}
+MISAKI = "Kokoro's Mandarin phonemes come from the package misaki. Install it with: pip install 'e2e-tts[kokoro]'"
 
 
 class Teacher(Protocol):
@@ -72,28 +81,31 @@ class Flite:
 
 
 class Kokoro:
-    """Kokoro-82M by ONNX: neural Mandarin voices (zf_, zm_), on one core about twice as fast as speech.
+    """Kokoro-82M by ONNX: neural voices, on one core about twice as fast as speech.
 
-    folder: holds what the Hub repository onnx-community/Kokoro-82M-v1.0-ONNX does: an .onnx file, alone or in onnx/,
-    `voices/NAME.bin`, and `tokenizer.json` (or a `config.json` with the entry vocab). Raises FileNotFoundError for what
-    is not there, ImportError without misaki.
+    language: "en", its American (af_, am_) and British (bf_, bm_) voices by the phonemes of this package, or "zh", its
+    Mandarin ones (zf_, zm_) by those of misaki. folder: holds what the Hub repository
+    onnx-community/Kokoro-82M-v1.0-ONNX does: an .onnx file, alone or in onnx/, `voices/NAME.bin`, and `tokenizer.json`
+    (or a `config.json` with the entry vocab).
+
+    Raises FileNotFoundError for what is not there, ImportError without onnxruntime or what the phonemes need.
     """
 
-    name, language = "kokoro", "zh"
+    name = "kokoro"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, language: str = "en") -> None:
+        self.language = language
         models = sorted([*folder.glob("*.onnx"), *folder.glob("onnx/*.onnx")])
-        voices = {path.stem: path for path in sorted(folder.glob("voices/*.bin")) if path.stem[0] == "z"}
+        voices = {path.stem: path for path in sorted(folder.glob("voices/*.bin"))}
+        voices = {name: path for name, path in voices.items() if name[0] in KOKORO_INITIALS[language]}
         if not models or not voices:
-            missing = "no .onnx file" if not models else "no Mandarin voice (voices/z*.bin)"
+            patterns = " or ".join(f"voices/{initial}*.bin" for initial in KOKORO_INITIALS[language])
+            missing = "no .onnx file" if not models else f"no voice of language {language} ({patterns})"
             raise FileNotFoundError(
                 f"{folder} has {missing}. It should hold what onnx-community/Kokoro-82M-v1.0-ONNX has."
             )
         self.vocabulary = _kokoro_vocabulary(folder)
-        try:
-            self.phonemize = import_module("misaki.zh").ZHG2P()
-        except ImportError as error:
-            raise ImportError(f"{MISAKI} ({error})") from error
+        self.phonemize = _english_phonemes() if language == "en" else _mandarin_phonemes()
         onnxruntime: Any = import_module("onnxruntime")
         self.session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
         self.tokens_input = self.session.get_inputs()[0].name  # "tokens" or "input_ids", by who exported it
@@ -103,7 +115,10 @@ class Kokoro:
 
     def speak(self, voice: str, sentence: str) -> np.ndarray:
         """See `Teacher.speak`."""
-        phonemes = self.phonemize(sentence)[0]
+        try:
+            phonemes = self.phonemize(sentence)
+        except ValueError as error:
+            raise RuntimeError(f"kokoro cannot read it: {error}") from error
         ids = [self.vocabulary[symbol] for symbol in phonemes if symbol in self.vocabulary]
         styles = self.styles[voice]
         if not 0 < len(ids) < len(styles):
@@ -119,6 +134,27 @@ class Kokoro:
             raise RuntimeError("kokoro made silence")
         before, after = (int(seconds * KOKORO_RATE) for seconds in KOKORO_MARGINS)
         return at_16_khz(samples[max(0, sounding[0] - before) : sounding[-1] + after], KOKORO_RATE)
+
+
+def kokoro_letters(symbols: str) -> str:
+    """Symbols of the English frontend, separated by spaces -> phonemes as Kokoro's English voices know them."""
+    letters = "".join(" " if symbol == "|" else symbol for symbol in symbols.split())
+    for ours, theirs in KOKORO_LETTERS.items():
+        letters = letters.replace(ours, theirs)
+    return letters
+
+
+def _english_phonemes() -> Callable[[str], str]:
+    frontend = TextFrontend()
+    return lambda sentence: kokoro_letters(frontend(sentence))
+
+
+def _mandarin_phonemes() -> Callable[[str], str]:
+    try:
+        phonemize = import_module("misaki.zh").ZHG2P()
+    except ImportError as error:
+        raise ImportError(f"{MISAKI} ({error})") from error
+    return lambda sentence: phonemize(sentence)[0]
 
 
 def _kokoro_vocabulary(folder: Path) -> dict[str, int]:

@@ -167,11 +167,19 @@ def test_a_killed_study_goes_on(clips, tmp_path):
 
 def test_command(clips, tmp_path, capsys):
     with pytest.raises(SystemExit, match="not the 20 asked for"):
-        cloning.main(
-            ["--model", "x", "--clips", str(clips), "--speakers", "20", "--output", str(tmp_path / "out")]
-        )
+        cloning.main(["--model", "x", "--clips", str(clips), "--speakers", "20", "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="not a checkpoint"):
         cloning.main(
-            ["--model", str(clips), "--clips", str(clips), "--speakers", "4", "--judge", "resemblyzer", "--output",
-             str(tmp_path / "out")]
+            [
+                "--model",
+                str(clips),
+                "--clips",
+                str(clips),
+                "--speakers",
+                "4",
+                "--judge",
+                "resemblyzer",
+                "--output",
+                str(tmp_path / "out"),
+            ]
         )

@@ -90,8 +90,10 @@ def test_pairs_find_what_separate_intervals_hide():
 def test_chance_differences_are_significant_about_as_often_as_promised():
     random = np.random.default_rng(4)
     found = sum(
-        paired_difference(measured(random.normal(size=(1, 60))), measured(random.normal(size=(1, 60))),
-                          resamples=400, seed=trial).p_value < 0.05
+        paired_difference(
+            measured(random.normal(size=(1, 60))), measured(random.normal(size=(1, 60))), resamples=400, seed=trial
+        ).p_value
+        < 0.05
         for trial in range(200)
     )
     assert 2 <= found <= 24

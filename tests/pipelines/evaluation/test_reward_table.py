@@ -202,8 +202,9 @@ def test_absent_heads_are_left_out_and_said_so(rows, data):
 def test_emotions_are_read_where_they_are_known(rows, data):
     model = make_composite()
     names = ["calm", "glad", "sad", "cross"]
-    labelled = Dataset.from_list([{**row, "emotion": ["glad", "", "sad", "unknown", "calm"][i]}
-                                  for i, row in enumerate(rows)])
+    labelled = Dataset.from_list(
+        [{**row, "emotion": ["glad", "", "sad", "unknown", "calm"][i]} for i, row in enumerate(rows)]
+    )
     voices = Voices.of_rows(labelled, [data])
     utterances, _ = HeldOutMeasurement(model, **FAST, emotions=names)(labelled, voices)
     assert [row.emotion for row in utterances] == [1, -100, 2, -100, 0]

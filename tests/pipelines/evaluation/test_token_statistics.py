@@ -121,9 +121,7 @@ def test_tokenizers_are_compared_at_equal_counts_on_the_same_halves():
     reports, differences = compare({"a": sequences, "b": twice}, {"a": LEVELS, "b": LEVELS}, resamples=20)
     assert [report.tokens for report in reports] == [1500, 1500]
     assert differences[0]["entropy"]["value"] == pytest.approx(0.0)
-    (same, again), (difference,) = compare(
-        {"a": sequences, "b": sequences}, {"a": LEVELS, "b": LEVELS}, resamples=20
-    )
+    (same, again), (difference,) = compare({"a": sequences, "b": sequences}, {"a": LEVELS, "b": LEVELS}, resamples=20)
     assert same.intervals == again.intervals
     assert difference["mutual_information"] == {"value": 0.0, "interval": (0.0, 0.0)}
     assert same.mutual_information_less_shuffled < same.mutual_information < same.mutual_information_plugin

@@ -111,8 +111,10 @@ def table() -> Dataset:
         }
     )
     # As on the Hub: the schema says that the column is audio, which `datasets` would decode if it were let.
-    return Dataset.from_list(rows, features=features).cast_column("recording", Audio(decode=False)).cast_column(
-        "recording", Audio()
+    return (
+        Dataset.from_list(rows, features=features)
+        .cast_column("recording", Audio(decode=False))
+        .cast_column("recording", Audio())
     )
 
 

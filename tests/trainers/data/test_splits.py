@@ -33,7 +33,6 @@ def test_test_wins_over_dev_and_dev_over_train():
     assert splits.assign("E f.", "anna") == "train"
 
 
-
 @pytest.fixture
 def corpora(tmp_path) -> tuple[Path, Path]:
     """Metadata of one reader with two takes of each of 30 sentences, and of ten speakers with three clips each."""
