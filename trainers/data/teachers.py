@@ -1,6 +1,7 @@
 """Synthesizers whose speech, with its exact transcript, teaches a small model more words than its recordings hold."""
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -107,7 +108,10 @@ class Kokoro:
         self.vocabulary = _kokoro_vocabulary(folder)
         self.phonemize = _english_phonemes() if language == "en" else _mandarin_phonemes()
         onnxruntime: Any = import_module("onnxruntime")
-        self.session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
+        settings = onnxruntime.SessionOptions()
+        # onnxruntime does not read the variable itself, and would take every core from what runs beside it.
+        settings.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+        self.session = onnxruntime.InferenceSession(models[0], settings, providers=["CPUExecutionProvider"])
         self.tokens_input = self.session.get_inputs()[0].name  # "tokens" or "input_ids", by who exported it
         # One style (256) for every number of phonemes.
         self.styles = {name: np.fromfile(path, dtype=np.float32).reshape(-1, 256) for name, path in voices.items()}

@@ -15,8 +15,8 @@ VOICES = ("zf_one", "zm_two", "af_english")
 class FakeSession:
     """Answers with half a second of sound between silences, as loud as the style it was given says."""
 
-    def __init__(self, path, providers):
-        self.given = []
+    def __init__(self, path, settings, providers):
+        self.given, self.settings = [], settings
 
     def get_inputs(self):
         return [SimpleNamespace(name="input_ids")]
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
     """A folder laid out like the Hub's, and packages that need no network."""
     packages = {
         "misaki.zh": SimpleNamespace(ZHG2P=lambda: lambda text: (text.replace("。", "."), None)),
-        "onnxruntime": SimpleNamespace(InferenceSession=FakeSession),
+        "onnxruntime": SimpleNamespace(InferenceSession=FakeSession, SessionOptions=SimpleNamespace),
     }
     monkeypatch.setattr(teachers, "import_module", packages.__getitem__)
     folder = tmp_path / "kokoro"
@@ -86,9 +86,10 @@ def test_mandarin_teacher_speech_names_its_language(folder, tmp_path, capsys):
     assert {(row["speaker"], row["language"]) for row in rows} == {("kokoro_zf_one", "zh")} and len(rows) == 2
 
 
-def test_english_voices_get_the_letters_that_kokoro_writes(folder, tmp_path, capsys):
+def test_english_voices_get_the_letters_that_kokoro_writes(folder, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     kokoro = teachers.Kokoro(folder)
-    assert kokoro.voices == ["af_english"]
+    assert kokoro.voices == ["af_english"] and kokoro.session.settings.intra_op_num_threads == 3
     kokoro.speak("af_english", "Hello world")
     (given,) = kokoro.session.given
     letters = {number: symbol for symbol, number in kokoro.vocabulary.items()}
