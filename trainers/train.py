@@ -125,13 +125,19 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
     frames = max(1, round(recipe.crops.crop_seconds * config.sampling_rate / config.hop_length))
 
     def crops(split: str, size: int) -> CropDataset:
+        rows = load_prepared(recipe.folders, split, annotated=False)
+        weights = recipe.crops.source_weights
+        if split != "train" and weights:
+            # Teacher speech, say, is learned from and not held out.
+            held_out = set(rows["source"][:])
+            weights = {name: weight for name, weight in weights.items() if name in held_out}
         return CropDataset(
-            load_prepared(recipe.folders, split, annotated=False),
+            rows,
             size,
             frames * config.hop_length,
             config.sampling_rate,
             arguments.seed,
-            recipe.crops.source_weights,
+            weights,
             recipe.crops.gain_db,
         )
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_dataset, vocoder_settings
+from datasets import Dataset
+from factories import make_dataset, make_rows, vocoder_settings
 
 from e2e_tts.modeling import VocoderConfig, VocoderModel
 from e2e_tts.trainers import doctor, train
+from e2e_tts.trainers.recipe import load_recipe
 from e2e_tts.trainers.vocoder_trainer import DISCRIMINATOR_WEIGHTS
 
 
@@ -74,3 +76,15 @@ def test_a_vocoder_that_is_another_or_none_is_refused(command, tmp_path, capsys)
         with pytest.raises(SystemExit) as refusal:
             command(arguments[:2] if command is doctor.main else arguments)
         assert message in str(refusal.value) + capsys.readouterr().out
+
+
+def test_a_source_that_is_not_held_out_is_learned_from_alone(tmp_path):
+    make_dataset(str(tmp_path / "data"))
+    teacher = Dataset.from_list([{**row, "source": "teacher"} for row in make_rows(3)])
+    teacher.save_to_disk(tmp_path / "teacher")
+    folders = [str(tmp_path / "data"), str(tmp_path / "teacher")]
+    crops = {"crop_seconds": 0.2, "source_weights": {"first": 1.0, "teacher": 3.0}, "eval_crops": 2}
+    recipe = load_recipe(recipe_of(tmp_path, folders=folders, crops=crops)[1])
+    trainer = train.build_vocoder_trainer(recipe, str(tmp_path / "run"))
+    assert len(trainer.train_dataset.groups) == 2 and len(trainer.eval_dataset.groups) == 1
+    assert len(trainer.eval_dataset) == 2

@@ -89,8 +89,8 @@ class CropDataset(Dataset):
             empty = [name for name, group in zip(source_weights, groups, strict=True) if not len(group)]
             if empty:
                 raise ValueError(
-                    f"No utterance of {empty} in the dataset; its sources are {sorted(set(sources))}. Give weights to "
-                    "those, or crops.source_weights={} to take all seconds alike."
+                    f"No utterance of {empty} in the dataset; its sources are {sorted(set(sources.tolist()))}. Give "
+                    "weights to those, or crops.source_weights={} to take all seconds alike."
                 )
         self.seconds = seconds
         self.groups = [(group, np.cumsum(seconds[group])) for group in groups]
