@@ -9,26 +9,65 @@ from transformers import PreTrainedModel, SpeechT5HifiGan
 from .audio_features import MelSpec
 from .auto_classes import register
 from .configuration_vocoder import VocoderConfig
-from .griffin_lim import griffin_lim_spectrum, overlap_add
+from .griffin_lim import analyse, griffin_lim_spectrum, overlap_add
 
 
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time and a pointwise MLP on a residual branch; (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, config: VocoderConfig) -> None:
+    def __init__(self, size: int, intermediate_size: int, kernel_size: int, num_layers: int) -> None:
         super().__init__()
-        size = config.hidden_size
-        self.depthwise = nn.Conv1d(size, size, config.kernel_size, padding=(config.kernel_size - 1) // 2, groups=size)
+        self.depthwise = nn.Conv1d(size, size, kernel_size, padding=(kernel_size - 1) // 2, groups=size)
         self.norm = nn.LayerNorm(size, eps=1e-6)
-        self.expand = nn.Linear(size, config.intermediate_size)
-        self.reduce = nn.Linear(config.intermediate_size, size)
-        self.branch_scale = nn.Parameter(torch.full((size,), 1.0 / config.num_layers))
+        self.expand = nn.Linear(size, intermediate_size)
+        self.reduce = nn.Linear(intermediate_size, size)
+        self.num_layers = num_layers
+        self.branch_scale = nn.Parameter(torch.full((size,), 1.0 / num_layers))
 
     def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         branch = hidden if mask is None else hidden * mask
         branch = self.depthwise(branch.transpose(1, 2)).transpose(1, 2)
         branch = self.reduce(F.gelu(self.expand(self.norm(branch))))
         return hidden + self.branch_scale * branch
+
+
+class WaveformRefiner(nn.Module):
+    """A second pass over a waveform, in short frames that follow every period of a voice.
+
+    Frames of 20 ms hops, as the first pass has them, hold several periods each: what goes wrong between these sounds
+    rough. Here every frame of `refine_hop_length` is corrected in magnitude and phase by what its neighbours and the
+    first pass's hidden states say. Untrained, it gives the waveform back as it is.
+    """
+
+    def __init__(self, config: VocoderConfig) -> None:
+        super().__init__()
+        size = config.refine_size
+        self.n_fft, self.hop_length = config.refine_n_fft, config.refine_hop_length
+        self.frames_per_mel_frame = config.hop_length // config.refine_hop_length
+        self.max_log_magnitude = config.max_log_magnitude
+        self.embed = nn.Linear(self.n_fft + 2, size)
+        self.embed_hidden = nn.Linear(config.hidden_size, size)
+        self.embed_norm = nn.LayerNorm(size, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(size, 3 * size, config.kernel_size, config.refine_layers) for _ in range(config.refine_layers)
+        )
+        self.final_norm = nn.LayerNorm(size, eps=1e-6)
+        self.head = nn.Linear(size, self.n_fft + 2)
+
+    def forward(self, waveform: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Waveform (B, T * mel hop) in float32, hidden states (B, T, C) and an optional (B, T) mask -> (B, T * mel
+        hop)."""
+        window = torch.hann_window(self.n_fft, device=waveform.device)
+        if mask is not None:
+            mask = mask.repeat_interleave(self.frames_per_mel_frame, dim=1)
+        spectrum = analyse(waveform, window, self.hop_length)
+        context = self.embed_hidden(hidden).repeat_interleave(self.frames_per_mel_frame, dim=1)
+        refined = self.embed_norm(self.embed(_compressed(spectrum).to(hidden.dtype)) + context)
+        for block in self.blocks:
+            refined = block(refined, None if mask is None else mask[..., None].to(hidden.dtype))
+        log_gain, turn = self.head(self.final_norm(refined)).float().chunk(2, dim=-1)
+        spectrum = spectrum * torch.polar(log_gain.clamp(max=self.max_log_magnitude).exp(), turn)
+        return overlap_add(torch.fft.irfft(spectrum, n=self.n_fft, dim=-1), window, self.hop_length, mask)
 
 
 class SpectralVocoder(nn.Module):
@@ -54,9 +93,13 @@ class SpectralVocoder(nn.Module):
         if self.phase_prior_iterations:
             self.embed_prior = nn.Linear(self.n_fft + 2, size)
         self.embed_norm = nn.LayerNorm(size, eps=1e-6)
-        self.blocks = nn.ModuleList(ConvNeXtBlock(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(size, config.intermediate_size, config.kernel_size, config.num_layers)
+            for _ in range(config.num_layers)
+        )
         self.final_norm = nn.LayerNorm(size, eps=1e-6)
         self.head = nn.Linear(size, self.frames_per_mel_frame * (self.n_fft + 2))
+        self.refiner = WaveformRefiner(config) if config.refine_layers else None
 
     def forward(self, mel: torch.Tensor, mask: torch.Tensor | None, first_frame: int = 0) -> torch.Tensor:
         """(B, T, n_mels) and an optional (B, T) mask -> (B, T * mel hop), zero where masked."""
@@ -73,18 +116,21 @@ class SpectralVocoder(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, frame_mask)
         # FFTs exist in single precision only on most devices.
-        prediction = self.head(self.final_norm(hidden)).float().unflatten(-1, (self.frames_per_mel_frame, -1))
+        hidden = self.final_norm(hidden)
+        prediction = self.head(hidden).float().unflatten(-1, (self.frames_per_mel_frame, -1))
         log_magnitude, phase = prediction.flatten(1, 2).chunk(2, dim=-1)
         # The phase angle itself is never compared with a target, so it needs no wrapping: cos and sin do that.
         spectrum = torch.polar(log_magnitude.clamp(max=self.max_log_magnitude).exp(), phase)
         if prior is not None:
             spectrum = spectrum * prior
-        if mask is not None:
-            mask = mask.repeat_interleave(self.frames_per_mel_frame, dim=1)
+        frames_mask = None if mask is None else mask.repeat_interleave(self.frames_per_mel_frame, dim=1)
         # The window is rebuilt, not a buffer: buffers that are not saved load as garbage.
         window = torch.hann_window(self.n_fft, device=mel.device)
         frames = torch.fft.irfft(spectrum, n=self.n_fft, dim=-1)
-        return overlap_add(frames, window, self.hop_length, mask).to(mel.dtype)
+        waveform = overlap_add(frames, window, self.hop_length, frames_mask)
+        if self.refiner is not None:
+            waveform = self.refiner(waveform, hidden, mask)
+        return waveform.to(mel.dtype)
 
 
 def _compressed(spectrum: torch.Tensor) -> torch.Tensor:
@@ -147,7 +193,10 @@ class VocoderModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, ConvNeXtBlock):
-            init.constant_(module.branch_scale, 1.0 / self.config.num_layers)
+            init.constant_(module.branch_scale, 1.0 / module.num_layers)
+        refiner = getattr(self.vocoder, "refiner", None)
+        if refiner is not None and module is refiner.head:
+            init.zeros_(module.weight)
 
     def forward(self, mel: torch.Tensor, mask: torch.Tensor | None = None, first_frame: int = 0) -> torch.Tensor:
         """Synthesises a waveform.

@@ -31,6 +31,9 @@ from .vocoder_trainer import VocoderTrainer
 
 logger = logging.get_logger(__name__)
 
+# Settings of a vocoder's second pass.
+REFINEMENT = ("refine_layers", "refine_size", "refine_n_fft", "refine_hop_length")
+
 
 def build_model(recipe: Recipe) -> E2ETTSModel:
     """The composite that a recipe starts from: a folder, or a configuration, with modules replaced and styles added."""
@@ -98,11 +101,16 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
 
 
 def build_vocoder(recipe: VocoderRecipe) -> VocoderModel:
-    """The vocoder that a recipe starts from: a folder, or a configuration. Raises RecipeError for two that differ."""
+    """The vocoder that a recipe starts from: a folder, or a configuration. Raises RecipeError for two that differ.
+
+    One difference is allowed: a vocoder without a second pass is given the one that the recipe asks for.
+    """
     if recipe.init is None:
         return VocoderModel(VocoderConfig(**recipe.model))
     try:
-        model = VocoderModel.from_pretrained(recipe.init)
+        saved = VocoderConfig.from_pretrained(recipe.init)
+        added = {} if saved.refine_layers else {name: recipe.model[name] for name in REFINEMENT if name in recipe.model}
+        model = VocoderModel.from_pretrained(recipe.init, **added)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise RecipeError(f"init: no vocoder can be loaded from {recipe.init}. ({reason})") from error

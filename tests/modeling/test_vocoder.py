@@ -27,6 +27,7 @@ CONFIGS = {
     "istft": {"architecture": "istft", **SMALL},
     "istft_short_frames": {"architecture": "istft", "istft_n_fft": 640, "istft_hop_length": 160, **SMALL},
     "istft_prior": {"architecture": "istft", "istft_n_fft": 960, "phase_prior_iterations": 3, **SMALL},
+    "istft_refined": {"istft_n_fft": 960, "phase_prior_iterations": 3, "refine_layers": 2, "refine_size": 8, **SMALL},
     "hifigan": {"architecture": "hifigan", "hifigan": HIFIGAN},
 }
 
@@ -107,6 +108,8 @@ def test_saved_and_loaded_gives_the_same(name, tmp_path):
         ({"istft_n_fft": 1000}, "1000 320"),
         ({"istft_hop_length": 160, "phase_prior_iterations": 8}, "320 160"),
         ({"istft_hop_length": 150}, "150 320"),
+        ({"refine_layers": 1, "refine_hop_length": 90}, "refine_hop_length 90 320"),
+        ({"refine_layers": 1, "refine_n_fft": 80}, "refine_n_fft 80"),
         ({"mel": {"hop": 3}}, "hop"),
     ],
 )
@@ -233,3 +236,15 @@ def test_the_shipped_recipe_is_readable_and_small():
     size = sum(parameter.numel() for parameter in VocoderModel(VocoderConfig(**recipe.model)).parameters())
     assert 2 * size < 7e6
     assert np.isclose(sum(recipe.crops.source_weights.values()), 1.0)
+
+
+def test_a_second_pass_begins_by_changing_nothing_and_learns():
+    torch.manual_seed(0)
+    plain = VocoderModel(VocoderConfig(**CONFIGS["istft_prior"])).eval()
+    refined = VocoderModel(VocoderConfig(**CONFIGS["istft_refined"]))
+    assert not refined.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    mel, mask = torch.randn(2, 7, 80) * 2 - 5, length_mask(torch.tensor([7, 4]))
+    with torch.no_grad():
+        torch.testing.assert_close(refined(mel, mask), plain(mel, mask), atol=1e-5, rtol=1e-4)
+    refined(mel, mask).square().mean().backward()
+    assert refined.vocoder.refiner.head.weight.grad.abs().max() > 0

@@ -88,3 +88,22 @@ def test_a_source_that_is_not_held_out_is_learned_from_alone(tmp_path):
     trainer = train.build_vocoder_trainer(recipe, str(tmp_path / "run"))
     assert len(trainer.train_dataset.groups) == 2 and len(trainer.eval_dataset.groups) == 1
     assert len(trainer.eval_dataset) == 2
+
+
+def test_a_trained_vocoder_is_given_a_second_pass_that_changes_nothing_yet(tmp_path):
+    make_dataset(str(tmp_path / "data"))
+    torch.manual_seed(3)
+    before = VocoderModel(VocoderConfig(**vocoder_settings()))
+    before.save_pretrained(tmp_path / "before")
+    still = {"max_steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "use_cpu": True, "save_strategy": "no"}
+    second = {"refine_layers": 1, "refine_size": 8}
+    train.main(recipe_of(tmp_path, model=second, init=str(tmp_path / "before"), arguments=still))
+    after = VocoderModel.from_pretrained(tmp_path / "run" / "final")
+    assert after.config.refine_layers == 1
+    mel = torch.randn(1, 6, 80)
+    with torch.no_grad():
+        torch.testing.assert_close(after(mel), before(mel), atol=1e-5, rtol=1e-4)
+    # What has one already is not changed by the way.
+    with pytest.raises(SystemExit, match="has refine_layers=1, not 2"):
+        more = {"refine_layers": 2, "refine_size": 8}
+        train.main([*recipe_of(tmp_path, model=more, init=str(tmp_path / "run" / "final"), arguments=still), "--fresh"])
