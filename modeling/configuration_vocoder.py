@@ -64,10 +64,15 @@ class VocoderConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.istft_hop_length is None:
             self.istft_hop_length = self.hop_length
+        if self.architecture == "hifigan":
+            self.hifigan = {**HIFIGAN_DEFAULTS, **(self.hifigan or {})}
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raises ValueError, naming the values, for settings that do not fit together."""
         if self.architecture == "istft":
             self._check_istft()
         else:
-            self.hifigan = {**HIFIGAN_DEFAULTS, **(self.hifigan or {})}
             self._check_hifigan()
 
     @property

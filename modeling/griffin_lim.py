@@ -95,6 +95,14 @@ def griffin_lim_spectrum(
     depend on padding, given its mask (B, T), and carries no gradient. first_frame: where in its utterance the mel
     begins, so that the phases of a part go with those of the whole.
     """
+    # In float16 the smallest magnitudes would be zero divided by zero, so autocast is off here.
+    with torch.autocast(mel.device.type, enabled=False):
+        return _griffin_lim(mel.float(), spec, n_fft, iterations, mask, first_frame)
+
+
+def _griffin_lim(
+    mel: torch.Tensor, spec: MelSpec, n_fft: int, iterations: int, mask: torch.Tensor | None, first_frame: int
+) -> torch.Tensor:
     magnitude = mel_to_magnitude(mel, spec, n_fft)
     if mask is not None:
         magnitude = magnitude * mask[..., None]

@@ -148,8 +148,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, mean=0.0, std=1.0)
         elif module is self.code_keys.outer:
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-        elif module is self:
-            self.style_embeddings.reset()
+        elif self.style_embeddings.holds(module):
+            init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens

@@ -150,6 +150,7 @@ class TimeDomainVocoder(nn.Module):
         """(B, T, n_mels) and an optional (B, T) mask -> (B, T * mel hop), zero where masked; convolutions do not ask
         where in its utterance the mel begins."""
         generator = self.generator
+        mel = mel.to(generator.conv_pre.weight.dtype)
         if mask is None:
             return generator(mel)
         slope = generator.config.leaky_relu_slope
@@ -181,6 +182,7 @@ class VocoderModel(PreTrainedModel):
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__(config)
+        config.check_settings()  # again: what from_pretrained is given beside the folder is set without checks
         self.vocoder = SpectralVocoder(config) if config.architecture == "istft" else TimeDomainVocoder(config)
         self.post_init()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForTextToWaveform, AutoProcessor, pipeline
 
@@ -297,3 +298,31 @@ def test_a_prompt_conditions_the_speech_but_is_not_spoken(model, monkeypatch):
     assert spoken["ids"].shape[1] == seen["codes"].shape[1] - 12
     assert spoken["audio"].shape[1] == 640 * spoken["ids"].shape[1]
     assert spoken["audio_lengths"].tolist() == (640 * spoken["mask"].sum(dim=1)).tolist()
+
+
+def test_a_model_with_an_adapter_saves_the_adapter(tiny_model, tmp_path):
+    model = tiny_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.add_adapter(LoraConfig(target_modules=r"lm\.model\..*q_proj", init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"adapter_model.safetensors"}
+    again = tiny_model()
+    again.load_state_dict(before)
+    again.load_adapter(str(tmp_path))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_settings_given_while_loading_are_checked_like_others(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Token rates differ"):
+        AutoModel.from_pretrained(tmp_path, lm_config={"token_rate": 12.5})
+    with pytest.raises(ValueError, match="refine_n_fft 80"):
+        AutoModel.from_pretrained(tmp_path / "vocoder", refine_layers=1, refine_n_fft=80)
+
+
+def test_a_model_spread_over_devices_says_so(tiny_model):
+    model = tiny_model()
+    model.hf_device_map = {"lm": 0, "decoder": 1}
+    with pytest.raises(ValueError, match=r"spread over 0, 1.*device_map="):
+        model.generate(torch.tensor([[5, 9]]))

@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factories import composite_settings, make_composite, training_batch
 from transformers import AutoModel
 
-from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.modeling import E2ETTSModel, SpeechEncoderConfig, SpeechEncoderModel
+from e2e_tts.modeling.audio_features import MelSpec
+from e2e_tts.modeling.griffin_lim import griffin_lim_spectrum
 from e2e_tts.pipelines import TextToSpeechPipeline
 
 CLIP = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
@@ -74,3 +77,32 @@ def test_the_model_and_its_parts_take_what_the_processor_gives(folder, processor
     assert model.speaker(inputs["reference_features"]).embedding.shape[0] == 1
     mel = torch.zeros(1, 8, model.config.vocoder_config.mel["num_mel_bins"])
     assert torch.isfinite(model.vocoder(mel).float()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_a_model_in_half_precision(dtype) -> None:
+    batch = training_batch()
+    names = ("lm", "flow", "prior")
+    with torch.no_grad():
+        half = make_composite().to(dtype)(**batch, true_losses=names)
+        whole = make_composite().to(dtype).float()(**batch, true_losses=names)
+    for name in names:
+        loss = getattr(half, f"loss_{name}")
+        torch.testing.assert_close(loss.float(), getattr(whole, f"loss_{name}"), rtol=0.05, atol=0.05)
+
+
+def test_autocast_leaves_the_phase_prior_alone() -> None:
+    mel = torch.full((1, 4, 80), -9.0)
+    expected = griffin_lim_spectrum(mel, MelSpec(), 960, 3)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(griffin_lim_spectrum(mel, MelSpec(), 960, 3), expected)
+
+
+def test_a_long_utterance_does_not_overflow() -> None:
+    """2,400 frames, half of them 11 below the others: their squares add up to more than float16 holds."""
+    settings = composite_settings()["encoder_config"] | {"mel_normalization": "utterance"}
+    encoder = SpeechEncoderModel(SpeechEncoderConfig(**settings))
+    features = torch.full((1, 2400, 80), -0.5, dtype=torch.float16)
+    features[:, ::2] = -11.5
+    normalised = encoder.normalise(features, torch.ones(1, 2400, 1, dtype=torch.bool))
+    torch.testing.assert_close(normalised.abs().float(), torch.ones(1, 2400, 80), rtol=0.01, atol=0.01)

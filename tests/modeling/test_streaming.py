@@ -15,7 +15,7 @@ from e2e_tts.modeling.griffin_lim import initial_phase
 from e2e_tts.modeling.modeling_flow_decoder import NOISE
 from e2e_tts.modeling.modeling_speech_lm import GeneratedCodes
 from e2e_tts.modeling.randomness import NoiseWindow, seeded_noise
-from e2e_tts.modeling.streaming import ChunkDecoder, CoreSharing
+from e2e_tts.modeling.streaming import ChunkDecoder, CoreSharing, TokenStream
 
 ROOT = Path(__file__).parents[2]
 CLIP = ROOT / "tests" / "fixtures" / "clips" / "LJ002-0002.opus"
@@ -295,3 +295,13 @@ def test_a_stream_leaves_the_threads_as_they_were(model):
     for _ in model.generate_stream(TEXT, seed=0, num_steps=1, chunking=SMALL, voice="anna"):
         inside.append(torch.get_num_threads())
     assert {*inside, torch.get_num_threads()} == {threads}
+
+
+def test_the_lm_runs_under_the_autocast_of_the_caller():
+    def generate(**arguments):
+        return torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    with torch.autocast("cpu", torch.bfloat16), TokenStream(generate) as tokens:
+        assert tokens.result() == (True, torch.bfloat16)
+    with TokenStream(generate) as tokens:
+        assert not tokens.result()[0]

@@ -18,7 +18,7 @@ from factories import (
 )
 from transformers import AutoModel
 
-from e2e_tts.modeling import SpeechLM, SpeechLMConfig
+from e2e_tts.modeling import FlowDecoderModel, SpeechLM, SpeechLMConfig
 from e2e_tts.modeling.styles import describe_styles, parse_level, resolve_styles
 
 STYLES = {"pitch": 5, "emotion": ["calm", "sad"]}  # in the model's order: emotion, pitch
@@ -329,3 +329,14 @@ def test_a_decoder_that_reads_states_gets_those_of_the_style():
     plain, styled = (model.decoder_source(*arguments, torch.tensor([[level]])) for level in (0, 2))
     torch.testing.assert_close(plain, model.decoder_source(*arguments))
     assert not torch.allclose(plain, styled, atol=1e-3)
+
+
+@pytest.mark.parametrize("module", ["lm", "decoder"])
+def test_styles_of_a_configuration_begin_at_zero(module, tmp_path):
+    settings = {"lm": lm_settings, "decoder": decoder_settings}[module]
+    kind = {"lm": SpeechLM, "decoder": FlowDecoderModel}[module]
+    fresh = kind(kind.config_class(**settings(styles={"pitch": 5})))
+    kind(kind.config_class(**settings())).save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, styles={"pitch": 5})
+    for model in (fresh, loaded):
+        assert not model.style_embeddings["pitch"].weight.any()
