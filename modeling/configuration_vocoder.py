@@ -29,8 +29,9 @@ class VocoderConfig(PreTrainedConfig):
         makes the head predict several shorter frames per mel frame.
     max_log_magnitude (`float`): upper clip of the predicted log magnitude.
     phase_prior_iterations (`int`): iterations of the Griffin-Lim algorithm whose spectrum the network corrects; 0 lets
-        the network predict the whole spectrum. A prior learns in a small fraction of the steps. It costs about a
-        twentieth of real time on one CPU core, and no gradient flows through it.
+        the network predict the whole spectrum. A prior learns in a small fraction of the steps. No gradient flows
+        through it. It is that of the synthesis frames, the mel interpolated between its own: at an `istft_hop_length`
+        of 5 ms it is much better than at 20 ms (DNSMOS of copies 2.6 and 1.9, no network), at about twice the cost.
     refine_layers (`int`): ConvNeXt layers of a second pass of "istft" over the waveform of the first, in shorter frames
         (`WaveformRefiner`); 0 for none. A trained vocoder can be given one, which then starts by changing nothing.
     refine_size, refine_n_fft, refine_hop_length (`int`): its hidden size, and window and hop in samples. The hop
@@ -104,11 +105,6 @@ class VocoderConfig(PreTrainedConfig):
         self._check_frames("istft_n_fft", "istft_hop_length")
         if self.refine_layers:
             self._check_frames("refine_n_fft", "refine_hop_length")
-        if self.phase_prior_iterations and self.istft_hop_length != self.hop_length:
-            raise ValueError(
-                f"A phase prior needs the synthesis at the mel's hop_length {self.hop_length}, not at istft_hop_length "
-                f"{self.istft_hop_length}. Set phase_prior_iterations to 0 or remove istft_hop_length."
-            )
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}.")
 

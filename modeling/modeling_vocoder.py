@@ -34,9 +34,9 @@ class ConvNeXtBlock(nn.Module):
 class WaveformRefiner(nn.Module):
     """A second pass over a waveform, in short frames that follow every period of a voice.
 
-    Frames of 20 ms hops, as the first pass has them, hold several periods each: what goes wrong between these sounds
-    rough. Here every frame of `refine_hop_length` is corrected in magnitude and phase by what its neighbours and the
-    first pass's hidden states say. Untrained, it gives the waveform back as it is.
+    The first pass decides at the mel's frame rate, of which a frame holds several periods: what goes wrong between
+    these sounds rough. Here every frame of `refine_hop_length` is corrected in magnitude and phase by what its
+    neighbours and the first pass's hidden states say. Untrained, it gives the waveform back as it is.
     """
 
     def __init__(self, config: VocoderConfig) -> None:
@@ -73,9 +73,9 @@ class WaveformRefiner(nn.Module):
 class SpectralVocoder(nn.Module):
     """ConvNeXt backbone at the mel's frame rate, then magnitude and phase of short frames, then overlap-add.
 
-    With a phase prior the network sees a rough Griffin-Lim spectrum and predicts its correction; without one it
-    predicts the spectrum itself. Absolute phase is hard for a convolutional network at a hop of 20 ms, where tones
-    turn many times between frames, so the prior saves most of the training.
+    With a phase prior the network sees the Griffin-Lim spectrum of these frames and predicts its correction; without
+    one it predicts the spectrum itself. Absolute phase is hard for a convolutional network at a hop of 20 ms, where
+    tones turn many times between frames, so the prior saves most of the training.
     """
 
     def __init__(self, config: VocoderConfig) -> None:
@@ -91,7 +91,7 @@ class SpectralVocoder(nn.Module):
             config.mel["num_mel_bins"], size, config.kernel_size, padding=(config.kernel_size - 1) // 2
         )
         if self.phase_prior_iterations:
-            self.embed_prior = nn.Linear(self.n_fft + 2, size)
+            self.embed_prior = nn.Linear(self.frames_per_mel_frame * (self.n_fft + 2), size)
         self.embed_norm = nn.LayerNorm(size, eps=1e-6)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(size, config.intermediate_size, config.kernel_size, config.num_layers)
@@ -110,8 +110,11 @@ class SpectralVocoder(nn.Module):
         hidden = self.embed(mel.transpose(1, 2)).transpose(1, 2)
         prior = None
         if self.phase_prior_iterations:
-            prior = griffin_lim_spectrum(mel, self.mel_spec, self.n_fft, self.phase_prior_iterations, mask, first_frame)
-            hidden = hidden + self.embed_prior(_compressed(prior).to(mel.dtype))
+            prior = griffin_lim_spectrum(
+                mel, self.mel_spec, self.n_fft, self.phase_prior_iterations, mask, first_frame, self.hop_length
+            )
+            frames = _compressed(prior).to(mel.dtype).unflatten(1, (-1, self.frames_per_mel_frame))
+            hidden = hidden + self.embed_prior(frames.flatten(2))
         hidden = self.embed_norm(hidden)
         for block in self.blocks:
             hidden = block(hidden, frame_mask)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram, length_mask
 from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 from e2e_tts.modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses
-from e2e_tts.modeling.griffin_lim import analyse, griffin_lim_spectrum, overlap_add
+from e2e_tts.modeling.griffin_lim import analyse, griffin_lim_spectrum, interpolate_frames, overlap_add
 from e2e_tts.modeling.modeling_vocoder import VocoderModel
 from e2e_tts.trainers.data.vocoder_data import CropDataset
 from e2e_tts.trainers.recipe import load_recipe
@@ -27,6 +27,7 @@ CONFIGS = {
     "istft": {"architecture": "istft", **SMALL},
     "istft_short_frames": {"architecture": "istft", "istft_n_fft": 640, "istft_hop_length": 160, **SMALL},
     "istft_prior": {"architecture": "istft", "istft_n_fft": 960, "phase_prior_iterations": 3, **SMALL},
+    "istft_short_prior": {"istft_n_fft": 480, "istft_hop_length": 80, "phase_prior_iterations": 3, **SMALL},
     "istft_refined": {"istft_n_fft": 960, "phase_prior_iterations": 3, "refine_layers": 2, "refine_size": 8, **SMALL},
     "hifigan": {"architecture": "hifigan", "hifigan": HIFIGAN},
 }
@@ -106,7 +107,6 @@ def test_saved_and_loaded_gives_the_same(name, tmp_path):
         ),
         ({"architecture": "hifigan", "hifigan": {"upsample_kernel_sizes": [16, 10, 8, 4]}}, "10 5"),
         ({"istft_n_fft": 1000}, "1000 320"),
-        ({"istft_hop_length": 160, "phase_prior_iterations": 8}, "320 160"),
         ({"istft_hop_length": 150}, "150 320"),
         ({"refine_layers": 1, "refine_hop_length": 90}, "refine_hop_length 90 320"),
         ({"refine_layers": 1, "refine_n_fft": 80}, "refine_n_fft 80"),
@@ -234,7 +234,7 @@ def test_a_typo_in_a_recipe_is_named(tmp_path):
 def test_the_shipped_recipe_is_readable_and_small():
     recipe = load_recipe("small_vocoder")
     size = sum(parameter.numel() for parameter in VocoderModel(VocoderConfig(**recipe.model)).parameters())
-    assert 2 * size < 7e6
+    assert 2 * size < 10e6
     assert np.isclose(sum(recipe.crops.source_weights.values()), 1.0)
 
 
@@ -248,3 +248,14 @@ def test_a_second_pass_begins_by_changing_nothing_and_learns():
         torch.testing.assert_close(refined(mel, mask), plain(mel, mask), atol=1e-5, rtol=1e-4)
     refined(mel, mask).square().mean().backward()
     assert refined.vocoder.refiner.head.weight.grad.abs().max() > 0
+
+
+def test_interpolated_frames_do_not_look_into_padding():
+    mel = torch.arange(4.0)[None, :, None].repeat(2, 1, 3)
+    mask = length_mask(torch.tensor([4, 2]))
+    mel[1, 2:] = 100.0
+    fine = interpolate_frames(mel, 4, mask)[..., 0]
+    # Centres of the quarters of a frame, at -3/8, -1/8, 1/8 and 3/8 of it; constant beyond the ends.
+    expected = (torch.arange(16) - 1.5) / 4
+    torch.testing.assert_close(fine[0], expected.clamp(0, 3))
+    torch.testing.assert_close(fine[1, :8], expected[:8].clamp(0, 1))
