@@ -77,6 +77,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
 
     def __init__(self, config: E2ETTSConfig) -> None:
         super().__init__(config)
+        config.check_composition()  # again: what from_pretrained is given beside the folder is set without checks
         self.encoder = SpeechEncoderModel(config.encoder_config)
         self.reward = RewardModel(config.reward_config)
         self.lm = SpeechLM(config.lm_config)
@@ -325,8 +326,8 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
     def save_pretrained(
         self,
         save_directory: str,
-        state_dict: dict | None = None,
         is_main_process: bool = True,
+        state_dict: dict | None = None,
         push_to_hub: bool = False,
         variant: str | None = None,
         **kwargs,
@@ -335,12 +336,16 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
 
         Every folder also gets the code it needs, so that trust_remote_code=True loads it without this package (0.3 MB
         in all). state_dict: weights to write instead of the model's own, in another precision say. Of transformers'
-        other arguments those about shards say nothing here, since a module is a file.
+        other arguments those about shards say nothing here, since a module is a file. A model with a PEFT adapter saves
+        the adapter alone, as in transformers.
 
         Raises ValueError for push_to_hub and variant: push the saved folder with `push_to_hub` of the model.
         """
         if push_to_hub or variant is not None:
             raise ValueError("Neither push_to_hub nor variant is known here: save, then call model.push_to_hub(name).")
+        if getattr(self, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if not is_main_process:

@@ -78,6 +78,7 @@ class SpeechEncoderModel(PreTrainedModel):
 
     def normalise(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Features (B, T_mel, n_mels) and mask (B, T_mel, 1) -> normalised features, zero in padding."""
+        features = features.float()  # sums over an utterance overflow in float16
         if self.config.mel_normalization == "fixed":
             return (features - self.config.mel_mean) / self.config.mel_std * mask
         frames = mask.sum(dim=1, keepdim=True)

@@ -187,6 +187,7 @@ class SpeechGenerationMixin(VoiceMixin):
     ) -> Request:
         if text_ids is None or text_ids.numel() == 0:
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
+        self._check_in_one_place()
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
         if speed != 1.0 and self.lm.config.text_positions != "aligned":
@@ -253,9 +254,7 @@ class SpeechGenerationMixin(VoiceMixin):
         self._check_ended(generated)
         return generated
 
-    def resolve_style(
-        self, style: Style | Sequence[Style], batch: int = 1
-    ) -> tuple[torch.LongTensor, torch.Tensor]:
+    def resolve_style(self, style: Style | Sequence[Style], batch: int = 1) -> tuple[torch.LongTensor, torch.Tensor]:
         """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).
 
         Raises ValueError, naming what there is, for a style or level that the checkpoint does not have.
@@ -269,6 +268,16 @@ class SpeechGenerationMixin(VoiceMixin):
             name: level_words(name, levels) or tuple(str(level) for level in range(1, levels + 1))
             for name, levels in self.config.styles.items()
         }
+
+    def _check_in_one_place(self) -> None:
+        """Raises ValueError for a model that accelerate has spread over devices: a step of the LM reads its weights
+        directly, past what would bring them together."""
+        places = sorted({str(place) for place in (getattr(self, "hf_device_map", None) or {}).values()})
+        if len(places) > 1:
+            raise ValueError(
+                f"The model is spread over {', '.join(places)}, but speaks on one device only: load it with "
+                'device_map={"": 0}, or without device_map.'
+            )
 
     @staticmethod
     def _check_ended(generated: GeneratedCodes) -> None:
@@ -303,6 +312,7 @@ class SpeechGenerationMixin(VoiceMixin):
         """
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise ValueError(f"Nothing to decode: ids must be (batch, length), got shape {tuple(ids.shape)}.")
+        self._check_in_one_place()
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         # Rows get noise of their own, as in generate.
         seeds = torch.randint(0, 2**31, (ids.shape[0],), generator=torch.Generator().manual_seed(seed))

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 from .styles import UNSPECIFIED, Levels, count_levels
 
@@ -21,9 +20,10 @@ class StyleEmbeddings(nn.ModuleDict):
         )
         self.size = size
 
-    def reset(self) -> None:
-        for embedding in self.values():
-            init.zeros_(embedding.weight)
+    def holds(self, module: nn.Module) -> bool:
+        """Whether a module is one of the embeddings: `_init_weights` of a model, which sets them to zero, asks this of
+        every layer, since transformers passes over custom modules that hold no parameter of their own."""
+        return any(module is embedding for embedding in self.values())
 
     def forward(self, style_levels: torch.LongTensor) -> torch.Tensor:
         """Raises ValueError for levels of fewer or more styles."""
@@ -52,6 +52,7 @@ class StyleMixin:
                 raise ValueError(f"The model has the style {name!r} with the levels {have[name]}, not {levels}.")
         self.config.set_styles({**have, **styles})
         grown = StyleEmbeddings(self.config.styles, before.size)
-        grown.reset()
+        for embedding in grown.values():
+            nn.init.zeros_(embedding.weight)
         grown.update(before.items())
         self.style_embeddings = grown.to(device=self.device, dtype=self.dtype)

@@ -88,9 +88,7 @@ class TextGuidance(LogitsProcessor):
     should win by its ratio.
     """
 
-    def __init__(
-        self, scale: float, limits: LogitsProcessor, processors: LogitsProcessorList, top_k: int = 0
-    ) -> None:
+    def __init__(self, scale: float, limits: LogitsProcessor, processors: LogitsProcessorList, top_k: int = 0) -> None:
         self.scale, self.limits, self.processors, self.top_k = scale, limits, processors, top_k
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -150,8 +148,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, mean=0.0, std=1.0)
         elif module is self.code_keys.outer:
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-        elif module is self:
-            self.style_embeddings.reset()
+        elif self.style_embeddings.holds(module):
+            init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -305,9 +303,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         lengths = code_mask.sum(dim=1)
         targets = nn.functional.pad(labels.masked_fill(~code_mask, -100), (0, 1), value=-100)
         targets = targets.scatter(1, lengths[:, None], self.end_token_id)
-        losses = nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=-100, reduction="none"
-        )
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
         return (losses.sum(dim=1) / (lengths + 1)).mean()
 
     @torch.no_grad()

@@ -82,9 +82,7 @@ def parse_level(name: str, level: str | int, levels: Levels) -> int:
         text = level.strip()
         level = int(text) if text.isascii() and text.isdecimal() else -1
     if isinstance(level, bool) or not isinstance(level, int) or not UNSPECIFIED <= level <= count:
-        raise ValueError(
-            f"Style {describe_styles({name: levels})} has no such level; {UNSPECIFIED} asks for nothing."
-        )
+        raise ValueError(f"Style {describe_styles({name: levels})} has no such level; {UNSPECIFIED} asks for nothing.")
     return level
 
 
