@@ -31,7 +31,7 @@ class VocoderConfig(PreTrainedConfig):
     phase_prior_iterations (`int`): iterations of the Griffin-Lim algorithm whose spectrum the network corrects; 0 lets
         the network predict the whole spectrum. A prior learns in a small fraction of the steps. No gradient flows
         through it. It is that of the synthesis frames, the mel interpolated between its own: at an `istft_hop_length`
-        of 5 ms it is much better than at 20 ms (DNSMOS of copies 2.6 and 1.9, no network), at about twice the cost.
+        of 5 ms it is much better than at 20 ms (small-en's card has the figures), at about twice the cost.
     refine_layers (`int`): ConvNeXt layers of a second pass of "istft" over the waveform of the first, in shorter frames
         (`WaveformRefiner`); 0 for none. A trained vocoder can be given one, which then starts by changing nothing.
     refine_size, refine_n_fft, refine_hop_length (`int`): its hidden size, and window and hop in samples. The hop
