@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PrinterCallback, Trainer, Traine
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.audio_features import MelSpec
 
-from .data.speech_data import Collator, MixtureBatches, decode, load_prepared, rows_of_all_sources
+from .data.speech_data import Collator, MixtureBatches, check_annotated, check_rate, load_prepared, rows_of_all_sources
 from .data.style_labels import check_labels, labelled_rows
 from .learning import choose_what_learns
 from .memory_reuse import keep_freed_memory
@@ -137,15 +137,10 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
     """Folders, columns, rates, vocabularies, shares of the sources, and padding."""
     data, config = recipe.data, model.config
     rows = load_prepared(data.folders, "train")
-    needed = {"speaker", "source", "seconds", "text_ids", "ctc_labels", "speaker_embedding"}
-    if missing := sorted(needed - set(rows.column_names)):
-        report.problem("data", f"{data.folders} lack the columns {missing}; run e2e_tts.trainers.data.annotate.")
-        return
-    spec = Collator.for_model(config).audio_spec
+    check_annotated(rows)
+    with report.attempt("data"):
+        check_rate(rows, Collator.for_model(config).audio_spec.sampling_rate)
     sources = np.asarray(rows["source"][:])
-    for source in np.unique(sources):
-        with report.attempt("data"):
-            decode(rows[int(np.flatnonzero(sources == source)[0])]["audio"], spec.sampling_rate)
     some = np.random.default_rng(0).permutation(len(rows))[:SAMPLED_ROWS]
     sampled = rows.select_columns(["text_ids", "ctc_labels", "speaker_embedding"]).select(some)
     for column, size, entry in (

@@ -2,13 +2,21 @@
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PANELS = {
     "L_LM, nats a token": ("loss_lm",),
-    "L_RM": ("loss_asr", "loss_spk", "predicted_loss_asr", "predicted_loss_spk"),
-    "L_FM": ("loss_flow", "loss_prior", "predicted_loss_flow"),
+    "L_RM": (
+        *("loss_asr", "loss_spk", "loss_ser"),
+        *("predicted_loss_asr", "predicted_loss_spk", "predicted_loss_ser"),
+    ),
+    "L_FM": ("loss_flow", "loss_prior", "predicted_loss_flow", "predicted_loss_prior"),
+    "draws compared": ("predicted_loss_policy",),
+    "spectral losses": ("loss_log_magnitude", "loss_convergence", "loss_mel"),
+    "adversarial losses": ("loss_adversarial", "loss_feature_matching", "loss_discriminator"),
     "anchor, nats a token": ("loss_kl",),
     "token entropy, bits": ("token_entropy",),
     "share of codes used": ("code_use",),
@@ -38,12 +46,23 @@ def curves(histories: dict[str, list[dict]]) -> dict[str, dict[str, list[tuple[i
     return panels
 
 
+def names_of(folders: Sequence[str]) -> list[str]:
+    """A name for each folder: what is left of its path without what all of them share."""
+    paths = [os.path.abspath(folder) for folder in folders]
+    shared = os.path.dirname(paths[0]) if len(set(paths)) == 1 else os.path.commonpath(paths)
+    return [os.path.relpath(path, shared) for path in paths]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("runs", nargs="+", help="folders of runs, drawn one after the other, e.g. stages 1, 2 and 3")
     parser.add_argument("--output", required=True, help="the PNG to write")
     options = parser.parse_args(arguments)
-    panels = curves({Path(run).name: read_history(Path(run)) for run in options.runs})
+    try:
+        histories = [read_history(Path(run)) for run in options.runs]
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    panels = curves(dict(zip(names_of(options.runs), histories, strict=True)))
     if not panels:
         sys.exit(f"{', '.join(options.runs)}: nothing of what is plotted has been logged yet ({', '.join(PANELS)}).")
     import matplotlib

@@ -2,14 +2,11 @@
 
 import argparse
 import difflib
-import re
-import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
-import yaml
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig
 
 from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 from e2e_tts.modeling.configuration_vocoder import VocoderConfig
@@ -30,30 +27,10 @@ from .recipe_parts import (
     TrueLosses,
     check_key,
 )
+from .recipe_values import INERT, INERT_IN_STAGES, checked_arguments, read_yaml, typed
 from .vocoder_trainer import DiscriminatorSettings, VocoderLossSettings
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
-# Arguments of transformers that a stage would pass over without a word, and what is meant by them here.
-_INERT = {
-    "num_train_epochs": "data is a stream, whose length is arguments.max_steps",
-    "data_seed": "what is drawn from the data follows arguments.seed",
-    "remove_unused_columns": "every column that a step reads is kept",
-    "label_smoothing_factor": "the losses are those of the model, weighed by the recipe's entries",
-}
-_INERT_IN_STAGES = _INERT | {
-    "per_device_train_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
-    "auto_find_batch_size": "a batch is cut by data.seconds_per_batch and data.max_rows",
-    "dataloader_drop_last": "data is a stream, which has no last batch",
-}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4, without a dot, as a string; recipes and overrides mean the number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 @dataclass
@@ -108,6 +85,7 @@ class Recipe:
     arguments: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.arguments = checked_arguments(self.arguments, INERT_IN_STAGES)
         if self.trainer not in ("joint", "component", "end_to_end"):
             raise RecipeError(f"trainer must be joint, component, end_to_end or vocoder, got {self.trainer!r}.")
         if self.predict_from not in ("codes", "hidden"):
@@ -146,6 +124,12 @@ class Recipe:
             raise RecipeError(
                 "predicted_losses.policy compares draws of one text: set own_history, {draws: 4} for example."
             )
+        best = self.arguments.get("load_best_model_at_end") and not self.arguments.get("metric_for_best_model")
+        if self.predicted_losses.policy and best:
+            raise RecipeError(
+                "arguments.load_best_model_at_end: how draws compare with each other does not say how good they are. "
+                "Set arguments.metric_for_best_model=predicted_loss_asr."
+            )
         for name, decay in self.ema.items():
             if not 0.0 < decay < 1.0:
                 raise RecipeError(f"ema.{name} must lie between 0 and 1, 0.999 for example; got {decay}.")
@@ -157,7 +141,6 @@ class Recipe:
                 raise RecipeError(f"{entry} is a share of {of}, 0.1 for example; got {getattr(self, entry)}.")
         if self.styles and ({"lm", "decoder"}.isdisjoint(self.train) or self.lora is not None):
             raise RecipeError("styles are learned by own weights of LM or decoder: add one to train and drop lora.")
-        _check_arguments(self.arguments, _INERT_IN_STAGES)
         if self.model is not None:
             _check_model(self.model, E2ETTSConfig, "model")
         if not self.train:
@@ -217,7 +200,8 @@ class VocoderRecipe:
     """Training of the vocoder. folders hold prepared speech; arguments as in `Recipe`.
 
     model is a `VocoderConfig`, for a start from scratch; init the folder of a vocoder to go on from, whose
-    configuration holds then (entries of model that differ from it are refused).
+    configuration holds then (entries of model that differ from it are refused). divergence_factor: the run stops at a
+    loss above this many times the median of the last logged ones; 0 is never. One that is not finite always stops it.
     """
 
     trainer: str = "vocoder"
@@ -227,18 +211,12 @@ class VocoderRecipe:
     losses: VocoderLossSettings = field(default_factory=VocoderLossSettings)
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
     crops: CropSettings = field(default_factory=CropSettings)
+    divergence_factor: float = 10.0
     arguments: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_arguments(self.arguments, _INERT)
+        self.arguments = checked_arguments(self.arguments, INERT)
         _check_model(self.model, VocoderConfig, "model")
-
-
-def _check_arguments(values: dict, inert: dict[str, str]) -> None:
-    for name in values:
-        check_key(name, [item.name for item in fields(TrainingArguments)], "arguments")
-        if name in inert:
-            raise RecipeError(f"arguments.{name} says nothing here, drop it: {inert[name]}.")
 
 
 def _check_model(values: dict, cls: type[PreTrainedConfig], where: str) -> None:
@@ -248,27 +226,6 @@ def _check_model(values: dict, cls: type[PreTrainedConfig], where: str) -> None:
         part = cls.sub_configs.get(key)
         if part is not None and isinstance(value, dict):
             _check_model(value, part, f"{where}.{key}")
-
-
-def _plain(value: typing.Any, annotation: typing.Any, where: str) -> typing.Any:
-    """A value as an entry of this type holds it. Raises RecipeError for one of another kind."""
-    union = isinstance(annotation, types.UnionType)
-    parts = [part for part in (typing.get_args(annotation) if union else (annotation,)) if part is not type(None)]
-    for part in parts:
-        kind, inner = typing.get_origin(part) or part, typing.get_args(part)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if not isinstance(value, (list, tuple) if kind is tuple else kind) or isinstance(value, bool) != (kind is bool):
-            continue
-        if kind is dict and inner:
-            return {key: _plain(item, inner[1], f"{where}.{key}") for key, item in value.items()}
-        if kind in (list, tuple) and inner:
-            return kind(_plain(item, inner[0], f"{where}[{index}]") for index, item in enumerate(value))
-        return value
-    kinds = {"dict": "a mapping", "list": "a list", "tuple": "a list", "str": "a text", "int": "a whole number"}
-    kinds |= {"float": "a number", "bool": "true or false"}
-    names = [kinds.get((typing.get_origin(part) or part).__name__, str(part)) for part in parts]
-    raise RecipeError(f"{where} must be {' or '.join(names)}, got {value!r}.")
 
 
 def _build(cls: type, values: dict, where: str) -> typing.Any:
@@ -284,7 +241,7 @@ def _build(cls: type, values: dict, where: str) -> typing.Any:
         if parts and not (optional and value is None):
             value = _build(parts[0], value or {}, f"{where}.{key}")
         elif not optional or value is not None:
-            value = _plain(value, annotations[key], f"{where}.{key}")
+            value = typed(value, annotations[key], f"{where}.{key}")
         built[key] = value
     return cls(**built)
 
@@ -304,14 +261,6 @@ def find_recipe(name: str) -> Path:
     near = difflib.get_close_matches(name, shipped, n=3, cutoff=0.4)
     hint = f"near: {', '.join(near)}" if near else f"shipped: {', '.join(shipped)}"
     raise RecipeError(f"No recipe {name!r}; {hint}.")
-
-
-def read_yaml(text: str, failure: str) -> typing.Any:
-    """The value of a text. Raises RecipeError for one that is no YAML: `failure`, and where it ceases to be."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{failure} ({' '.join(str(error).split())})") from error
 
 
 def add_override_option(parser: argparse.ArgumentParser, text: str) -> None:

@@ -22,6 +22,13 @@ def check_key(key: str, known: typing.Iterable[str], where: str) -> None:
         raise RecipeError(f"Unknown entry {key!r} in {where}; {hint}")
 
 
+def check_positive(where: str, **values: float) -> None:
+    """Raises RecipeError for a number that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise RecipeError(f"{where}.{name} must be above 0, got {value}.")
+
+
 @dataclass
 class DataRecipe:
     """Where speech comes from. `folders` are annotated data sets.

@@ -15,6 +15,8 @@ logger = logging.get_logger(__name__)
 
 RECIPE_FILE = "resolved_recipe.yaml"
 LAUNCH_FILE = "launch.json"
+FINAL_FOLDER = "final"
+LEFT_BEHIND = (FINAL_FOLDER, "samples", "bad_batch", "trainer_state.json")
 ACCUMULATION = "arguments.gradient_accumulation_steps"
 # What may be another when a run goes on: how long it runs, what it writes down on its way, how it evaluates, and what
 # costs memory or time alone. Accumulation may change with the number of processes (see `check_processes`), and the
@@ -27,7 +29,7 @@ FREE_ARGUMENTS = (
     "gradient_accumulation_steps",
 )
 FREE = (
-    *("samples", "safety", "data.eval_rows", "discriminator.start_step"),
+    *("samples", "safety", "data.eval_rows", "crops.eval_crops", "divergence_factor", "discriminator.start_step"),
     *(f"arguments.{name}" for name in FREE_ARGUMENTS),
 )
 
@@ -54,20 +56,22 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
-def set_checkpoints_aside(output_dir: str | Path) -> Path | None:
-    """Moves checkpoints of an earlier run to a folder of their own and returns it; None where there are none.
+def set_aside(output_dir: str | Path, only: tuple[str, ...] | None = None) -> Path | None:
+    """Moves what an earlier run has left to a folder of its own and returns it; None where there is nothing.
 
-    Left in place, a later checkpoint of the earlier run would be taken for one of the new run.
+    Left in place, its checkpoints would be taken for ones of the new run, and its final/ for the new result should that
+    run be stopped. only: names to move, by default checkpoints and `LEFT_BEHIND`.
     """
-    checkpoints = sort_checkpoints(str(output_dir))
-    if not checkpoints:
+    names = (*map(Path, sort_checkpoints(str(output_dir))), *LEFT_BEHIND) if only is None else only
+    found = [path for name in names if (path := Path(output_dir) / Path(name).name).exists()]
+    if not found:
         return None
     number = 1
     while (aside := Path(output_dir) / f"earlier-{number}").exists():
         number += 1
     aside.mkdir()
-    for checkpoint in map(Path, checkpoints):
-        checkpoint.rename(aside / checkpoint.name)
+    for path in found:
+        path.rename(aside / path.name)
     return aside
 
 

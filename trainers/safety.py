@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import save_file
 
@@ -72,16 +73,29 @@ def collapse_signs(history: Sequence[Mapping[str, float]], settings: SafetyRecip
     return signs
 
 
+def bad_batch_folder(output_dir: str | Path, step: int, rank: int) -> Path:
+    """Makes the folder bad_batch/step-N (with -rank-R for other processes than the first) of a run."""
+    folder = Path(output_dir) / "bad_batch" / (f"step-{step}" + (f"-rank-{rank}" if rank else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_finite_norm(norm: torch.Tensor | float | None, accelerator: Accelerator) -> bool:
+    """Whether a gradient's norm is finite, as far as it is known: a gradient scaler meets gradients that are not by
+    skipping the step, and DeepSpeed gives a number, or None."""
+    known = accelerator.scaler is None and norm is not None
+    return not known or bool(torch.isfinite(torch.as_tensor(norm)))
+
+
 def save_bad_batch(
     folder: str | Path, reason: str, step: int, rank: int, batches: Sequence[Mapping[str, Any]], rows: Dataset
 ) -> Path:
     """Writes what a step was made of: `report.json` (utterances, seeds, losses) and the model's inputs as tensors.
 
-    batches: one entry for each batch of the step, {"inputs", "seeds", "losses"}. Returns the folder
-    bad_batch/step-N (with -rank-R for other processes than the first) inside `folder`.
+    batches: one entry for each batch of the step, {"inputs", "seeds", "losses"}. Returns the `bad_batch_folder` inside
+    `folder`.
     """
-    target = Path(folder) / "bad_batch" / (f"step-{step}" + (f"-rank-{rank}" if rank else ""))
-    target.mkdir(parents=True, exist_ok=True)
+    target = bad_batch_folder(folder, step, rank)
     columns = [name for name in ROW_COLUMNS if name in rows.column_names]
     report: dict[str, Any] = {"reason": reason, "step": step, "batches": []}
     for index, batch in enumerate(batches):

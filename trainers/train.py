@@ -19,12 +19,12 @@ from e2e_tts.modeling import E2ETTSModel, VocoderConfig, VocoderModel
 
 from .built_in_voices import add_voices
 from .data.provenance import check_provenance, foreign_voices
-from .data.speech_data import Collator, SpeechDataset, load_prepared
+from .data.speech_data import Collator, SpeechDataset, check_annotated, check_rate, load_prepared
 from .data.style_labels import check_labels
-from .data.vocoder_data import CropDataset
+from .data.vocoder_data import CropDataset, check_rates
 from .memory_reuse import keep_freed_memory
 from .recipe import Recipe, RecipeError, VocoderRecipe, add_override_option, load_recipe
-from .run_folder import check_recipe, last_whole_checkpoint, record_recipe, set_checkpoints_aside
+from .run_folder import FINAL_FOLDER, check_recipe, last_whole_checkpoint, record_recipe, set_aside
 from .sharding import leave_precision_to_deepspeed
 from .stage_trainers import TRAINERS, SpeechTrainer
 from .vocoder_trainer import VocoderTrainer
@@ -100,6 +100,16 @@ def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_step
     return TrainingArguments(output_dir, remove_unused_columns=False, **settings)
 
 
+def warn_of_intervals(arguments: TrainingArguments) -> None:
+    """Says where a run that is stopped and goes on will log otherwise than one that was never stopped."""
+    if arguments.save_strategy == "steps" and arguments.save_steps % arguments.logging_steps:
+        logger.warning(
+            f"arguments.save_steps={arguments.save_steps:g} is no multiple of logging_steps="
+            f"{arguments.logging_steps:g}: a run that is stopped and goes on will once log a mean over fewer steps. "
+            "What it learns is the same."
+        )
+
+
 def build_vocoder(recipe: VocoderRecipe) -> VocoderModel:
     """The vocoder that a recipe starts from: a folder, or a configuration. Raises RecipeError for two that differ.
 
@@ -134,6 +144,7 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
 
     def crops(split: str, size: int) -> CropDataset:
         rows = load_prepared(recipe.folders, split, annotated=False)
+        check_rates(rows, config.sampling_rate)
         weights = recipe.crops.source_weights
         if split != "train" and weights:
             # Teacher speech, say, is learned from and not held out.
@@ -157,6 +168,7 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
         eval_dataset=crops("dev", recipe.crops.eval_crops) if recipe.crops.eval_crops else None,
         loss_settings=recipe.losses,
         discriminator_settings=recipe.discriminator,
+        divergence_factor=recipe.divergence_factor,
     )
 
 
@@ -171,7 +183,10 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
     collator = Collator.for_model(model.config)
 
     def speech(split: str) -> SpeechDataset:
-        return SpeechDataset(load_prepared(recipe.data.folders, split), collator.audio_spec)
+        rows = load_prepared(recipe.data.folders, split)
+        check_annotated(rows)
+        check_rate(rows, collator.audio_spec.sampling_rate)
+        return SpeechDataset(rows, collator.audio_spec)
 
     train_dataset = speech("train")
     check_labels(train_dataset.rows, recipe.styles)
@@ -193,7 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, help="folder of the run; the final model goes to its final/")
     parser.add_argument("--max_steps", type=int, help="replaces arguments.max_steps")
     add_override_option(parser, "e.g. data.seconds_per_batch=20")
-    parser.add_argument("--fresh", action="store_true", help="start anew; checkpoints in output_dir are moved aside")
+    parser.add_argument(
+        "--fresh", action="store_true", help="start anew; what a run has left in output_dir moves aside"
+    )
     options = parser.parse_args(arguments)
     keep_freed_memory()
     try:
@@ -202,15 +219,19 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = build(recipe, options.output_dir, options.max_steps)
     except (RecipeError, ValueError) as error:
         sys.exit(f"{options.recipe}: {error}")
+    warn_of_intervals(trainer.args)
     try:
         if options.fresh and trainer.is_world_process_zero():
-            set_checkpoints_aside(options.output_dir)
+            set_aside(options.output_dir)
         trainer.accelerator.wait_for_everyone()
         checkpoint = last_whole_checkpoint(options.output_dir)
         if checkpoint is not None:
             check_recipe(recipe, options.output_dir, trainer.args.world_size)
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
+            if checkpoint is None or int(checkpoint.rpartition("-")[2]) < trainer.args.max_steps:
+                # Should this run be stopped, an older result would be taken for its own.
+                set_aside(options.output_dir, only=(FINAL_FOLDER,))
             record_recipe(recipe, options.output_dir, trainer.args.world_size)
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RecipeError, FloatingPointError) as error:
@@ -226,9 +247,9 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.eval_dataset is not None:
         trainer.evaluate()
     if isinstance(trainer, SpeechTrainer):
-        trainer.save_final(f"{options.output_dir}/final")
+        trainer.save_final(f"{options.output_dir}/{FINAL_FOLDER}")
     elif trainer.is_world_process_zero():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(f"{options.output_dir}/final")
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(f"{options.output_dir}/{FINAL_FOLDER}")
     if trainer.is_world_process_zero():
         trainer.save_state()
 

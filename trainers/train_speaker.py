@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
@@ -21,7 +22,7 @@ from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
 from .data.columns import positions_by_number
 from .data.speech_data import SpeechDataset, load_prepared, speaker_numbers
-from .data.vocoder_data import read_audio
+from .data.vocoder_data import check_rates, read_audio
 from .memory_reuse import keep_freed_memory
 from .recipe import RecipeError, load_recipe
 from .run_folder import last_whole_checkpoint
@@ -76,7 +77,7 @@ class CropCollator:
 
 
 class SpeakerTrainer(Trainer):
-    """Trainer over a batch sampler; the loss is the model's own."""
+    """Trainer over a batch sampler; the loss is the model's own. Raises FloatingPointError where it is not finite."""
 
     def __init__(self, *args, batches: SpeakerBatches, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -85,6 +86,16 @@ class SpeakerTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         loader = DataLoader(self.train_dataset, batch_sampler=self.batches, collate_fn=self.data_collator)
         return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss.detach()):
+            raise FloatingPointError(
+                f"The loss is not finite at step {self.state.global_step}. Lower --learning_rate, and go on from the "
+                "last checkpoint in another --output_dir."
+            )
+        return result
 
 
 def speaker_settings(recipe: str | None) -> dict[str, Any]:
@@ -153,6 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = load_prepared(options.data, "train", annotated=False)
         labels = speaker_numbers(rows)
         check_speakers(labels)
+        check_rates(rows, MelSpec.from_dict(SpeakerEncoderConfig(**network).mel).sampling_rate)
         config = SpeakerEncoderConfig(**network, num_speakers=int(labels.max()) + 1)
         settings = run_settings(options, config, labels, rows["seconds"][:])
         checkpoint = last_whole_checkpoint(options.output_dir)
@@ -190,7 +202,10 @@ def main(arguments: list[str] | None = None) -> None:
         Path(options.output_dir).mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings, indent=1) + "\n"
         (Path(options.output_dir) / SETTINGS_FILE).write_text(text, encoding="utf-8")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:
+        sys.exit(f"error: {error}")
     if not trainer.is_world_process_zero():
         return
     # What ships is the embedding network: the class weights name training speakers and serve nobody else.

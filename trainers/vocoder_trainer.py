@@ -1,6 +1,7 @@
 """Trains the vocoder: spectral losses from the start, discriminators from a given step."""
 
 import os
+import typing
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,16 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer
 
 from ..modeling.audio_features import MelSpec, MelSpectrogram
-from ..modeling.discriminators import SpectralLoss, VocoderDiscriminator, discriminator_loss, generator_losses
+from ..modeling.discriminators import (
+    Adversarial,
+    SpectralLoss,
+    VocoderDiscriminator,
+    discriminator_loss,
+    generator_losses,
+)
 from .callbacks import StepsAsAsked
-from .recipe_parts import RecipeError
+from .recipe_parts import RecipeError, check_positive
+from .safety import bad_batch_folder, divergence, is_finite_norm
 
 DISCRIMINATOR_WEIGHTS = "discriminator.safetensors"
 DISCRIMINATOR_OPTIMIZER = "discriminator_optimizer.pt"
@@ -52,6 +60,14 @@ class DiscriminatorSettings:
     learning_rate: float = 2e-4
     betas: list[float] = field(default_factory=lambda: [0.8, 0.99])
 
+    def __post_init__(self) -> None:
+        if self.kind not in (kinds := typing.get_args(Adversarial)):
+            raise RecipeError(f"discriminator.kind must be {' or '.join(kinds)}, got {self.kind!r}.")
+        sizes = {name: getattr(self, name) for name in ("batch_size", "samples", "learning_rate")}
+        check_positive("discriminator", **sizes)
+        if len(self.betas) != 2:
+            raise RecipeError(f"discriminator.betas are two numbers, [0.8, 0.99] for example; got {self.betas}.")
+
 
 class VocoderTrainer(Trainer):
     """`Trainer` for a `VocoderModel` on batches {"waveform": (B, L)}, L a multiple of the mel hop.
@@ -59,6 +75,9 @@ class VocoderTrainer(Trainer):
     Every named loss is logged as its mean since the last log. Crops come in the data set's own order, so a data set
     whose item depends on (seed, index) makes a killed run resume to the same losses; checkpoints hold the
     discriminators and their optimizer too.
+
+    Raises FloatingPointError, and saves the batch, at a loss that is not finite or above `divergence_factor` times its
+    running median (0 is never), and at a gradient that is not finite.
     """
 
     def __init__(
@@ -66,9 +85,12 @@ class VocoderTrainer(Trainer):
         *args: Any,
         loss_settings: VocoderLossSettings | None = None,
         discriminator_settings: DiscriminatorSettings | None = None,
+        divergence_factor: float = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.divergence_factor = divergence_factor
+        self._target = torch.zeros(0)
         self.add_callback(StepsAsAsked)
         self.loss_settings = loss_settings or VocoderLossSettings()
         self.discriminator_settings = discriminator_settings or DiscriminatorSettings()
@@ -111,9 +133,28 @@ class VocoderTrainer(Trainer):
             losses.update(self._adversarial_losses(prediction, target))
         total = sum(getattr(self.loss_settings, name) * value for name, value in losses.items())
         if model.training:
+            self._target = target
+            if problem := divergence(float(total.detach()), self.state.log_history, self.divergence_factor):
+                named = {name: float(value.detach()) for name, value in losses.items()}
+                self.stop(f"The loss {problem} at step {self.state.global_step}: {named}.")
             for name, value in losses.items():
                 self._record(name, value)
         return (total, prediction) if return_outputs else total
+
+    def stop(self, problem: str) -> None:
+        """Saves the last batch to output_dir/bad_batch and raises FloatingPointError."""
+        folder = bad_batch_folder(self.args.output_dir, self.state.global_step, self.args.process_index)
+        save_file({"waveform": self._target.cpu().contiguous()}, folder / "batch.safetensors")
+        raise FloatingPointError(
+            f"{problem} Lower the learning rate or the weights of the adversarial losses, or look at the waveforms of "
+            f"the step: they are in {folder}."
+        )
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | float | None:
+        norm = super()._clip_grad_norm(model)
+        if not is_finite_norm(norm, self.accelerator):
+            self.stop(f"The gradient is not finite at step {self.state.global_step}.")
+        return norm
 
     def _adversarial_losses(self, prediction: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Trains the discriminators on a part of the batch, then returns the vocoder's losses against them."""

@@ -78,7 +78,7 @@ def test_merged_is_adapted(tuned, tmp_path):
     merged = AutoModel.from_pretrained(tmp_path / "merged")
     assert not any("lora" in name or "base_layer" in name for name in merged.state_dict())
     for name, value in outputs(merged).items():
-        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=1e-4)
     assert merged.config.voices == tuned.composite.config.voices
     assert torch.equal(merged.voice_embeddings, tuned.composite.voice_embeddings)
 
@@ -90,7 +90,7 @@ def test_the_final_model_can_be_merged_by_the_recipe(folders, tmp_path):
     trainer.save_final(tmp_path / "final")
     merged = AutoModel.from_pretrained(tmp_path / "final")
     for name, value in outputs(trainer.composite).items():
-        torch.testing.assert_close(outputs(merged)[name], value, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(outputs(merged)[name], value, atol=1e-4, rtol=1e-4)
     assert list(merged.config.voices) == ["mine"]
 
 

@@ -133,3 +133,11 @@ def test_a_vocoder_recipe(folders, tmp_path, capsys):
     assert examine(values, tmp_path, "--steps", "2") == 0
     assert "for 50 steps" in capsys.readouterr().out
     assert examine(values | {"folders": ["/nowhere"]}, tmp_path) == 1
+    for changes, message in (
+        ({"discriminator": {"kind": "wgan"}}, r"discriminator\.kind must be lsgan or hinge, got 'wgan'"),
+        ({"discriminator": {"samples": 0}}, r"discriminator\.samples must be above 0"),
+        ({"crops": {"crop_seconds": -1}}, r"crops\.crop_seconds must be above 0, got -1"),
+        ({"model": vocoder_settings(mel={"sampling_rate": 24000})}, r"'first' was prepared at 16000 Hz and is to be"),
+    ):
+        assert examine(values | changes, tmp_path) == 1
+        assert re.search(message, capsys.readouterr().out), message

@@ -31,6 +31,10 @@ def trainer_of(folders: dict[str, str], output: str, **changes):
     return build_trainer(stage_recipe("end_to_end", folders, **changes), output)
 
 
+def drawn_inputs(trainer, inputs: dict, step: int) -> dict:
+    return trainer.with_draws(inputs, trainer.draw_inputs(inputs, step))
+
+
 def test_it_trains_and_resumes_to_the_same_losses(folders, tmp_path):
     whole = trainer_of(folders, str(tmp_path / "whole"), arguments={"max_steps": 4})
     whole.train()
@@ -51,7 +55,7 @@ def test_the_lm_speaks_in_the_voices_of_the_recipe(folders, tmp_path):
     model = trainer.composite.train()
     rows = [trainer.train_dataset[index] for index in range(8)]
     inputs = trainer.data_collator(rows)
-    drawn = trainer.draw_inputs(inputs, 0)
+    drawn = drawn_inputs(trainer, inputs, 0)
     own = drawn["own_history"]
     is_ann = [torch.equal(voice, model.voice_embeddings[0]) for voice in own.speaker_embedding]
     is_bob = [torch.equal(voice, model.voice_embeddings[1]) for voice in own.speaker_embedding]
@@ -60,17 +64,27 @@ def test_the_lm_speaks_in_the_voices_of_the_recipe(folders, tmp_path):
     assert torch.equal(own.speaker_target, own.speaker_embedding)
     assert torch.equal(own.text_mask, inputs["text_mask"].repeat_interleave(OWN["draws"], dim=0))
     assert bool(own.mask.any(dim=1).all()) and model.lm.training
-    again = trainer.draw_inputs(inputs, 0)["own_history"]
+    again = drawn_inputs(trainer, inputs, 0)["own_history"]
     assert torch.equal(own.ids, again.ids) and torch.equal(own.speaker_embedding, again.speaker_embedding)
-    assert not torch.equal(own.ids[:, :5], trainer.draw_inputs(inputs, 1)["own_history"].ids[:, :5])
+    assert not torch.equal(own.ids[:, :5], drawn_inputs(trainer, inputs, 1)["own_history"].ids[:, :5])
 
 
 def test_without_voices_every_row_keeps_its_speaker(folders, tmp_path):
     trainer = trainer_of(folders, str(tmp_path), own_history={"temperature": 1.0})
     inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
-    drawn = trainer.draw_inputs(inputs, 0)
+    drawn = drawn_inputs(trainer, inputs, 0)
     assert torch.equal(drawn["own_history"].speaker_embedding[::4], drawn["speaker_embedding"])
     assert torch.equal(drawn["own_history"].speaker_target[1::4], inputs["speaker_target"])
+
+
+def test_held_out_texts_are_spoken_and_judged(folders, tmp_path):
+    """What the reward model thinks of draws is measured, not of codes predicted behind a recording's."""
+    trainer = trainer_of(folders, str(tmp_path), predicted_losses={"policy": 1.0})
+    first, again = trainer.evaluate(), trainer.evaluate()
+    assert first == again and {"eval_predicted_loss_asr", "eval_predicted_loss_spk", "eval_loss_lm"} <= set(first)
+    with torch.no_grad():
+        trainer.composite.lm.end_head.bias.fill_(-100.0)  # it does not come to an end
+    assert trainer.evaluate()["eval_predicted_loss_asr"] != first["eval_predicted_loss_asr"]
 
 
 def test_what_does_not_fit_is_refused(folders, tmp_path):
@@ -86,3 +100,5 @@ def test_what_does_not_fit_is_refused(folders, tmp_path):
     for wrong in settings:
         with pytest.raises(RecipeError, match="own_history"):
             trainer_of(folders, str(tmp_path), own_history=wrong)
+    with pytest.raises(RecipeError, match=r"Set arguments\.metric_for_best_model=predicted_loss_asr"):
+        trainer_of(folders, str(tmp_path), arguments={"load_best_model_at_end": True})

@@ -63,6 +63,13 @@ def test_defaults():
         ({"arguments": {"per_device_train_batch_size": 4}}, r"_batch_size says nothing .*data\.seconds_per_"),
         ({"arguments": {"num_train_epochs": 2}}, r"num_train_epochs says nothing.*arguments\.max_steps"),
         ({"arguments": {"data_seed": 3}}, r"data_seed says nothing.*arguments\.seed"),
+        ({"arguments": {"max_steps": "many"}}, r"arguments\.max_steps must be a whole number, got 'many'"),
+        ({"arguments": {"max_steps": 1.5}}, r"arguments\.max_steps must be a whole number, got 1\.5"),
+        ({"arguments": {"learning_rate": "fast"}}, r"arguments\.learning_rate must be a number, got 'fast'"),
+        ({"arguments": {"lr_scheduler_type": 3}}, r"arguments\.lr_scheduler_type must be .*a text, got 3"),
+        ({"arguments": {"gradient_accumulation_steps": 0}}, r"gradient_accumulation_steps must be at least 1, got 0"),
+        ({"arguments": {"max_grad_norm": "none"}, "max_grad_norms": {"lm": 1.0}}, r"max_grad_norm must be a number"),
+        ({"arguments": {"save_only_model": True}}, "save_only_model would have a stopped run go on otherwise"),
         ({"losses": {1: 2.0}}, "entry 1 in recipe.losses; known: asr"),
         ({"init": None, "model": {}, "text_vocab_size": 141}, r"without init set model\.lm_config"),
     ],
@@ -76,9 +83,13 @@ def test_overrides(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({**MINIMAL, "arguments": {"max_steps": 5, "seed": 1}, "losses": {"lm": 0.1}}))
     overrides = ["arguments.max_steps=9", "losses.lm=1e-2", "train=[lm, decoder]", "data.weights.new=2", "kl=0.1"]
-    overrides.append("trainer=end_to_end")
-    recipe = load_recipe(str(file), overrides)
-    assert recipe.arguments == {"max_steps": 9, "seed": 1}
+    overrides += ["trainer=end_to_end", "arguments.lr_scheduler_type=cosine", "arguments.report_to=[tensorboard]"]
+    overrides += ["arguments.save_steps=1e3", "arguments.eval_steps=null", "arguments.gradient_accumulation_steps=2e0"]
+    recipe = load_recipe(str(file), [*overrides, "arguments.save_only_model=false"])
+    expected = {"max_steps": 9, "seed": 1, "save_steps": 1000, "gradient_accumulation_steps": 2, "eval_steps": None}
+    expected |= {"lr_scheduler_type": "cosine", "report_to": ["tensorboard"], "save_only_model": False}
+    assert recipe.arguments == expected
+    assert isinstance(recipe.arguments["gradient_accumulation_steps"], int)
     assert recipe.losses.lm == 0.01 and recipe.kl == 0.1
     assert recipe.train == ["lm", "decoder"]
     assert recipe.data.weights == {"new": 2}
@@ -88,6 +99,17 @@ def test_overrides(tmp_path):
         load_recipe(str(file), ["init.x=1"])
     with pytest.raises(RecipeError, match=r"'lmm' in .*mine\.yaml\.losses"):
         load_recipe(str(file), ["losses.lmm=1"])
+
+
+def test_an_override_reaches_no_other_module():
+    """Modules share what they have in common by YAML's anchors, as long as nobody changes it for one of them."""
+    layers = "encoder_config.num_hidden_layers"
+    plain = load_recipe("small_joint").model
+    deeper = load_recipe("small_joint", [f"model.encoder_config.{layers}=6"]).model
+    assert deeper["encoder_config"]["encoder_config"]["num_hidden_layers"] == 6
+    assert deeper["reward_config"] == plain["reward_config"]
+    finer = load_recipe("paper_joint", ["model.encoder_config.mel.num_mel_bins=128"]).model
+    assert finer["speaker_config"]["mel"]["num_mel_bins"] == 80
 
 
 def test_a_change_of_a_model_that_comes_from_init_is_refused():

@@ -13,7 +13,7 @@ from e2e_tts.trainers.run_folder import (
     flatten,
     last_whole_checkpoint,
     record_recipe,
-    set_checkpoints_aside,
+    set_aside,
 )
 
 
@@ -40,15 +40,17 @@ def test_only_whole_checkpoints_are_taken(tmp_path, caplog):
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_a_fresh_run_never_meets_the_checkpoints_of_the_one_before(tmp_path):
-    assert set_checkpoints_aside(tmp_path) is None
+def test_a_fresh_run_never_meets_what_the_one_before_has_left(tmp_path):
+    assert set_aside(tmp_path) is None
     add_checkpoint(tmp_path, 2000)
-    assert set_checkpoints_aside(tmp_path) == tmp_path / "earlier-1"
+    (tmp_path / "final").mkdir()
+    assert set_aside(tmp_path) == tmp_path / "earlier-1"
     add_checkpoint(tmp_path, 100)
     assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
-    assert set_checkpoints_aside(tmp_path) == tmp_path / "earlier-2"
+    assert set_aside(tmp_path) == tmp_path / "earlier-2"
     assert last_whole_checkpoint(tmp_path) is None
-    # Nothing is lost.
+    # Nothing is lost, and an older result is not taken for the new one's.
+    assert (tmp_path / "earlier-1" / "final").is_dir() and not (tmp_path / "final").exists()
     assert (tmp_path / "earlier-1" / "checkpoint-2000" / "lm" / "model.safetensors").is_file()
 
 

@@ -143,9 +143,13 @@ def test_a_run_that_an_alarm_stopped_leaves_no_final_model(folders, tmp_path):
     safety = {"alarm_logs": 1, "tradeoff": 0.0, "entropy_drop": -10.0, "stop_on_alarm": True}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(recipe_values("joint", folders, safety=safety)))
+    command = ["--recipe", str(recipe), "--output_dir", str(tmp_path / "run")]
+    main([*command, "--max_steps", "1"])
+    # That of a shorter run is not taken for its own.
     with pytest.raises(SystemExit, match="stopped at step 2 of 6 by a collapse alarm"):
-        main(["--recipe", str(recipe), "--output_dir", str(tmp_path / "run")])
+        main(command)
     assert (tmp_path / "run" / "checkpoint-2").is_dir() and not (tmp_path / "run" / "final").exists()
+    assert (tmp_path / "run" / "earlier-1" / "final" / "config.json").is_file()
 
 
 def test_each_module_is_clipped_by_itself(folders, tmp_path):

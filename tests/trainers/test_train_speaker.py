@@ -36,6 +36,15 @@ def test_one_speaker_is_refused(tmp_path, command):
     assert AutoModel.from_pretrained(tmp_path / "run" / "final").config.num_speakers == 0
 
 
+def test_data_of_a_lower_rate_and_a_broken_loss_are_refused(tmp_path, command):
+    Dataset.from_list(make_rows(3, sampling_rate=8000)).save_to_disk(tmp_path / "narrow")
+    assert "was prepared at 8000 Hz and is to be learned at 16000 Hz" in refusal(
+        ["--data", str(tmp_path / "narrow"), *command[2:]]
+    )
+    assert "The loss is not finite at step" in refusal([*command, "--learning_rate", "1e38", "--max_steps", "9"])
+    assert not (tmp_path / "run" / "final").exists()
+
+
 def test_recipes_that_are_none_are_said_in_words(tmp_path, command):
     assert refusal([*command, "--recipe", "small_jiont"]).startswith("error: ")
     (tmp_path / "mine.yaml").write_text("trainer: [joint\n")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from factories import make_dataset, make_rows, vocoder_settings
+from safetensors.torch import load_file
 
 from e2e_tts.modeling import VocoderConfig, VocoderModel
 from e2e_tts.trainers import doctor, train
@@ -42,15 +43,36 @@ def test_discriminators_are_turned_on_from_the_checkpoint_on(tmp_path):
     assert not (tmp_path / "run" / "checkpoint-2" / DISCRIMINATOR_WEIGHTS).exists()
 
 
-def test_a_resumed_run_saves_and_logs_as_often_as_it_is_asked_to(tmp_path):
+def test_a_resumed_run_saves_and_logs_as_often_as_it_is_asked_to(tmp_path, caplog):
     make_dataset(str(tmp_path / "data"))
     command = recipe_of(tmp_path, crops={"crop_seconds": 0.2, "source_weights": {}})
     train.main([*command, "--max_steps", "1"])
+    caplog.clear()
     train.main([*command, "--max_steps", "5", "--set", "arguments.save_steps=4", "arguments.logging_steps=2"])
+    assert "no multiple" not in caplog.text
     saved = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
     assert saved == {"checkpoint-1", "checkpoint-4", "checkpoint-5"}
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry and entry["step"] > 1] == [2, 4]
+    train.main([*command, "--max_steps", "5", "--set", "arguments.save_steps=4", "arguments.logging_steps=3"])
+    assert "save_steps=4 is no multiple of logging_steps=3" in caplog.text
+
+
+def test_a_diverging_run_stops_keeps_the_batch_and_leaves_no_result(tmp_path):
+    make_dataset(str(tmp_path / "data"))
+    rates = {"max_steps": 9, "per_device_train_batch_size": 2, "use_cpu": True, "learning_rate": 1e12}
+    with pytest.raises(SystemExit, match=r"not finite at step \d.*bad_batch"):
+        train.main(recipe_of(tmp_path, arguments=rates))
+    (folder,) = (tmp_path / "run" / "bad_batch").iterdir()
+    assert load_file(folder / "batch.safetensors")["waveform"].shape == (2, 3200)
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_without_held_out_rows_the_entry_that_helps_is_named(tmp_path):
+    rows = Dataset.load_from_disk(make_dataset(str(tmp_path / "all")))
+    rows.filter(lambda row: row["split"] == "train").save_to_disk(tmp_path / "data")
+    with pytest.raises(SystemExit, match=r"train without any: crops\.eval_crops=0"):
+        train.main(recipe_of(tmp_path, crops={"crop_seconds": 0.2, "eval_crops": 2}))
 
 
 def test_a_vocoder_goes_on_from_another(tmp_path):

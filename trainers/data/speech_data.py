@@ -69,10 +69,11 @@ def load_prepared(folders: Sequence[str], split: str, annotated: bool = True) ->
     ]
     if not sum(len(part) for part in kept):
         found = Counter(name for _, part in parts for name in part["split"][:])
+        without = "data.eval_rows=0" if annotated else "crops.eval_crops=0"  # stages, or a vocoder
         raise ValueError(
             f"No rows of split {split!r} in {list(folders)}, which hold {dict(found)}. Hold rows out with "
             "e2e_tts.trainers.data.prepare (--dev-fraction, --test-fraction or --split-file), or train without any: "
-            "data.eval_rows=0."
+            f"{without}."
         )
     return concatenate_datasets(kept)
 
@@ -109,11 +110,27 @@ def load_folder(folder: str) -> Dataset:
     return rows
 
 
+def check_annotated(rows: Dataset) -> None:
+    """Raises ValueError for rows that `annotate` has not seen."""
+    if missing := [name for name in ANNOTATED if name not in rows.column_names]:
+        raise ValueError(f"The data lack the columns {missing}: run e2e_tts.trainers.data.annotate on every folder.")
+
+
+def check_rate(rows: Dataset, sampling_rate: int) -> None:
+    """Raises ValueError for a source that was prepared at another rate; the first row of each is looked at."""
+    sources = np.asarray(rows["source"][:])
+    for source in np.unique(sources):
+        decode(rows[int(np.flatnonzero(sources == source)[0])]["audio"], sampling_rate)
+
+
 def decode(audio: dict, sampling_rate: int) -> np.ndarray:
     """The float32 samples of a prepared row. Raises ValueError if it was prepared for another rate."""
     samples, rate = soundfile.read(io.BytesIO(audio["bytes"]), dtype="float32")
     if rate != sampling_rate:
-        raise ValueError(f"The data was prepared at {rate} Hz but the recipe's mel is at {sampling_rate} Hz.")
+        raise ValueError(
+            f"The data was prepared at {rate} Hz but the recipe's mel is at {sampling_rate} Hz: prepare it with "
+            f"--sampling-rate {sampling_rate}."
+        )
     return samples
 
 
@@ -123,7 +140,8 @@ class MixtureBatches(Sampler[list[int]]):
     weights maps a value of the `source` column to its share of the utterances; unnamed sources are left out. A batch
     holds at most `seconds_per_batch` in all, padding included, and at most `max_rows` rows, of at most `max_seconds`
     each; a row longer than a batch stands alone. Rows are drawn in pools of at least `pool_rows`, and more where
-    batches are large, and grouped by length inside a pool.
+    batches are large, and grouped by length inside a pool. No batch holds a row twice, and a pool holds it again only
+    where its source has no other left: a copy, with the same random draws, would count its row double.
 
     Raises ValueError for settings that allow no batch, and for a source without rows.
     """
@@ -170,7 +188,6 @@ class MixtureBatches(Sampler[list[int]]):
         )
         rows_per_batch = min(max_rows, seconds_per_batch / mean_seconds)
         wanted = max(pool_rows, math.ceil(BATCHES_PER_POOL * rows_per_batch))
-        # A pool larger than the data would sort copies of the same clip side by side into one batch.
         self.pool_rows = min(wanted, sum(len(members) for members in self.groups.values()))
         self.num_batches, self.seed = num_batches, seed
         self.seconds_per_batch, self.max_rows = seconds_per_batch, max_rows
@@ -182,16 +199,25 @@ class MixtureBatches(Sampler[list[int]]):
         random = np.random.default_rng((self.seed, number))
         groups = list(self.groups.values())
         choice = random.choice(len(groups), self.pool_rows, p=self.shares)
-        picks = np.array([groups[group][random.integers(len(groups[group]))] for group in choice])
-        picks = picks[np.argsort(self.seconds[picks], kind="stable")]
-        batches, batch = [], []
-        for pick in picks.tolist():
-            full = len(batch) + 1 > self.max_rows or self.seconds[pick] * (len(batch) + 1) > self.seconds_per_batch
-            if batch and full:
-                batches.append(batch)
-                batch = []
-            batch.append(pick)
-        batches.append(batch)
+        picks = []
+        for rows, count in zip(groups, np.bincount(choice, minlength=len(groups)), strict=True):
+            orders = [random.permutation(rows) for _ in range(-(-count // len(rows)))]
+            picks.extend(np.concatenate(orders)[:count] if orders else ())
+        left = sorted(map(int, picks), key=self.seconds.__getitem__)
+        batches = []
+        while left:
+            batch, later = {}, []  # a dictionary is a set that keeps its order
+            for place, pick in enumerate(left):
+                size = len(batch) + 1
+                if pick in batch:
+                    later.append(pick)
+                elif batch and (size > self.max_rows or self.seconds[pick] * size > self.seconds_per_batch):
+                    later += left[place:]
+                    break
+                else:
+                    batch[pick] = None
+            batches.append([*batch])
+            left = later
         random.shuffle(batches)
         return batches
 

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 import soxr
 import torch
 from torch.utils.data import Dataset
 
+from ..recipe_parts import RecipeError, check_positive
 from .speech_signal import read_recording
 
 
@@ -27,6 +29,20 @@ def read_audio(
     return samples if rate == sampling_rate else soxr.resample(samples, rate, sampling_rate).astype(np.float32)
 
 
+def check_rates(rows: datasets.Dataset, sampling_rate: int) -> None:
+    """Raises ValueError where a source was prepared at a lower rate than `sampling_rate` Hz: read at that rate its
+    upper bands are empty, and a network learns that they are. The first row of each source is looked at."""
+    sources = np.asarray(rows["source"][:])
+    for source in np.unique(sources):
+        audio = rows[int(np.flatnonzero(sources == source)[0])]["audio"]
+        rate = read_recording(audio.get("bytes") or audio["path"], seconds=0.0)[1]
+        if rate < sampling_rate:
+            raise ValueError(
+                f"Source {str(source)!r} was prepared at {rate} Hz and is to be learned at {sampling_rate} Hz: prepare "
+                f"it with --sampling-rate {sampling_rate}, from recordings of that rate or a higher one."
+            )
+
+
 @dataclass
 class CropSettings:
     """Which crops to train on.
@@ -40,6 +56,13 @@ class CropSettings:
     source_weights: dict[str, float] | None = None
     gain_db: float = 6.0
     eval_crops: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive("crops", crop_seconds=self.crop_seconds)
+        if self.gain_db < 0 or self.eval_crops < 0:
+            raise RecipeError(
+                f"crops.gain_db and crops.eval_crops cannot be below 0, got {self.gain_db} and {self.eval_crops}."
+            )
 
 
 class CropDataset(Dataset):

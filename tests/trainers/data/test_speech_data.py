@@ -102,6 +102,16 @@ def test_sources_have_their_shares():
     assert abs((members == "a").mean() - 0.75) < 0.04
 
 
+def test_no_batch_holds_a_row_twice():
+    rows = lengths_only()
+    for settings in ({}, {"weights": {"a": 1.0, "b": 40.0}}, {"max_rows": 64, "seconds_per_batch": 500.0}):
+        assert all(len(set(batch)) == len(batch) for batch in batches_of(rows, count=200, **settings)), settings
+    # Where the pool is the whole source, every row is read once before any is read again.
+    few = batches_of(lengths_only(30), count=40, weights={"a": 1.0}, max_seconds=20.0)
+    read = [row for batch in few for row in batch]
+    assert all(len(set(read[start : start + 10])) == 10 for start in range(0, len(read) - 10, 10))
+
+
 def test_batches_hold_similar_lengths():
     rows = lengths_only()
     seconds = np.asarray(rows["seconds"][:])
