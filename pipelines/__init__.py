@@ -1,5 +1,7 @@
 """Speech from text: the pipeline, the release of checkpoints, command line and server; in `evaluation`, measurement."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,8 @@ __all__ = ["TextToSpeechPipeline", "load_pipeline"]
 def load_pipeline(model: Any, **kwargs: Any) -> "TextToSpeechPipeline":
     """`transformers.pipeline` for a folder or a Hub name with this package's classes: no code of the folder is run.
 
-    Raises ValueError, saying what to do, for a folder without a processor and for a device that is not there.
+    Raises ValueError, saying what to do, for a folder that is not there, a folder without a processor and a device that
+    is not there.
     """
     import torch
     from transformers import pipeline
@@ -34,7 +37,22 @@ def load_pipeline(model: Any, **kwargs: Any) -> "TextToSpeechPipeline":
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch that was built without it
             raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return pipeline(TASK, model=model, pipeline_class=TextToSpeechPipeline, **kwargs)
+    with missing_folders_named(model):
+        return pipeline(TASK, model=model, pipeline_class=TextToSpeechPipeline, **kwargs)
+
+
+@contextmanager
+def missing_folders_named(model: Any) -> Iterator[None]:
+    """Raises ValueError for an OSError about a model that is no folder: a path with a mistake in it looks like a name
+    on the Hub, and transformers speaks of that alone."""
+    try:
+        yield
+    except OSError as error:
+        if Path(str(model)).exists():
+            raise
+        reason = str(error).strip().splitlines()[0]
+        message = f"There is no folder {model}, and the Hub does not give a model of this name: {reason}"
+        raise ValueError(message) from error
 
 
 def __getattr__(name: str) -> Any:

@@ -1,22 +1,35 @@
 """Recordings in the forms that users have them. The file travels with checkpoints."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Files of samples alone, whose rate and width nothing tells.
+HEADERLESS_SUFFIXES = (".raw", ".pcm")
 
-def read_audio(path: str | Path) -> tuple[Any, int]:
-    """Samples (samples,) or (samples, channels) and their rate in Hz. Raises ValueError for what cannot be read."""
+
+def read_audio(source: str | Path | bytes) -> tuple[Any, int]:
+    """Samples (samples,) or (samples, channels), float32, and their rate in Hz, of a file or of its bytes.
+
+    Raises ValueError for what cannot be read.
+    """
     try:
         import soundfile
     except ImportError as error:
         raise ImportError("Reading a recording from a path needs soundfile: pip install soundfile") from error
-    if not Path(path).is_file():
-        raise ValueError(f"There is no recording {path}.")
+    if isinstance(source, bytes):
+        label, file = "the recording", io.BytesIO(source)
+    else:
+        label, file = str(source), source
+        if not Path(source).is_file():
+            raise ValueError(f"There is no recording {source}.")
     try:
-        return soundfile.read(path, dtype="float32")
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as audio: {error}") from error
+        return soundfile.read(file, dtype="float32")
+    except (RuntimeError, OSError, TypeError) as error:  # the last: of .raw it wants to be told the rate
+        if Path(label).suffix.lower() in HEADERLESS_SUFFIXES:
+            raise ValueError(f"{label} has no header: make a wav of it first.") from error
+        raise ValueError(f"{label} cannot be read as audio: {error}") from error
 
 
 def as_samples(audio: Any, sampling_rate: int | None) -> tuple[Any, int | None]:

@@ -49,19 +49,26 @@ def list_voices(model: str) -> list[str]:
     if path.is_file():
         config = json.loads(path.read_text())
         return sorted(config.get("voices") or {}, key=lambda name: name != config.get("default_voice"))
-    from e2e_tts.modeling import E2ETTSConfig
-
-    return E2ETTSConfig.from_pretrained(model).voice_names
+    return load_config(model).voice_names
 
 
 def list_styles(model: str) -> str:
     """What may be asked for of a checkpoint, a style a line: "pitch: 1 to 3 (low, medium, high)"."""
-    from e2e_tts.modeling import E2ETTSConfig
     from e2e_tts.modeling.styles import describe_styles, known_styles
 
-    config = E2ETTSConfig.from_pretrained(model)
+    config = load_config(model)
     styles = known_styles(config.styles, rate_is_set=config.lm_config.text_positions == "aligned")
     return "\n".join(describe_styles({name: levels}) for name, levels in styles.items())
+
+
+def load_config(model: str) -> Any:
+    """The configuration of a checkpoint. Raises ValueError for a folder that is not there, as `load_pipeline` does."""
+    from e2e_tts.modeling import E2ETTSConfig
+
+    from . import missing_folders_named
+
+    with missing_folders_named(model):
+        return E2ETTSConfig.from_pretrained(model)
 
 
 def speak(options: argparse.Namespace) -> None:
@@ -82,6 +89,7 @@ def speak(options: argparse.Namespace) -> None:
         text = iter(lambda: sys.stdin.read(1), "") if options.stream else sys.stdin.read()
     if isinstance(text, str) and not text.strip():
         raise ValueError("The text is empty.")
+    check_one_voice(options)
     pipe = load_pipe(model, options)
     sampling = ("temperature", "top_k", "top_p", "text_guidance", "candidates")
     names = ("voice", "reference_text", "seed", "speed", "num_steps", "guidance", "decoder_temperature", *sampling)
@@ -95,7 +103,8 @@ def speak(options: argparse.Namespace) -> None:
     settings["watermark"] = options.watermark
 
     def progress(number: int, count: int | None, part: str) -> None:
-        say(options, f"[{number}{f'/{count}' if count else ''}] {part}")
+        # A heading and its paragraph are parted by an empty line.
+        say(options, f"[{number}{f'/{count}' if count else ''}] {' '.join(part.split())}")
 
     from .long_text import speak_long, speak_parts
 
@@ -130,6 +139,7 @@ def clone(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     """Speaks recordings again in another voice."""
     model = find_model(options.model)
+    check_one_voice(options)
     formats, plan = plan_audio(options)
     recordings = {source: read_recording(source) for source, _ in plan}
     pipe = load_pipe(model, options)
@@ -167,6 +177,7 @@ def detokenize(options: argparse.Namespace) -> None:
     from .speech_tokens import SpeechTokens
 
     model = find_model(options.model)
+    check_one_voice(options)
     formats, plan = plan_audio(options)
     if [source for source, _ in plan] == [STANDARD]:
         try:
@@ -250,13 +261,15 @@ def load_pipe(model: str, options: argparse.Namespace) -> Any:
     return load_pipeline(model, device=options.device)
 
 
+def check_one_voice(options: argparse.Namespace) -> None:
+    """Raises ValueError where two voices are asked for."""
+    if options.voice is not None and options.reference is not None:
+        raise ValueError("Give either --voice or --reference, not both.")
+
+
 def find_voice(pipe: Any, options: argparse.Namespace) -> Any:
     """The voice that --voice or --reference name, listened to once; None for the model's default."""
-    if options.reference is None:
-        return options.voice
-    if options.voice is not None:
-        raise ValueError("Give either --voice or --reference, not both.")
-    return pipe.clone(options.reference)
+    return options.voice if options.reference is None else pipe.clone(options.reference)
 
 
 def decoder_settings(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -45,16 +46,19 @@ class Demo:
 
     def __init__(self, sources: list[str]) -> None:
         self.checkpoints, self.own_vocoder = load_checkpoints(sources)
-        # A fresh page shows the first checkpoint's default. Checkpoints whose own code is older do not name one.
-        configs = [pipe.model.config for pipe in self.checkpoints.values()]
-        voices = [name for config in configs for name in getattr(config, "voice_names", config.voices)]
-        self.voices = list(dict.fromkeys(voices))
+        # By checkpoint, the default one first. Checkpoints whose own code is older do not name it.
+        configs = {name: pipe.model.config for name, pipe in self.checkpoints.items()}
+        self.voices = {name: list(getattr(config, "voice_names", config.voices)) for name, config in configs.items()}
         # Checkpoints whose own code is older have no styles.
         words = [pipe.model.style_words() for pipe in self.checkpoints.values() if hasattr(pipe.model, "style_words")]
         self.styles = {name: levels for styles in words for name, levels in styles.items()}
         # What a fresh page shows: the first checkpoint's own sampling.
         config = next(iter(self.checkpoints.values())).model.config
         self.sampling = DEFAULT_SAMPLING | config.sampling | {"candidates": getattr(config, "candidates", 1)}
+
+    def offer_voices(self, checkpoint: str) -> gr.Dropdown:
+        """For the page: the field of voices once another checkpoint is chosen."""
+        return gr.Dropdown(**voice_choices(self.voices[checkpoint]))
 
     def play(
         self, text: str, voice: str | None = None, reference: str | None = None, **inputs: Any
@@ -84,24 +88,40 @@ class Demo:
     ) -> Iterator[list[str | None]]:
         """Speaks a text with every checkpoint, one after the other, with the same seed and settings.
 
-        Gives a recording and a picture for each; those of a checkpoint whose speech fails stay empty.
+        Gives a recording and a picture for each; those of a checkpoint that does not speak, since its speech finds no
+        end or the text is in another language, stay empty. A checkpoint without the voice takes its default one. Raises
+        gr.Error where no checkpoint speaks or has the voice.
         """
         request = build_request(text, voice, reference, **inputs)
-        report_left_out(next(iter(self.checkpoints.values())), request)
+        known = dict.fromkeys(name for own in self.voices.values() for name in own)
+        if reference is None and voice is not None and voice not in known:
+            raise gr.Error(f"No checkpoint has a voice {voice!r}; there are {', '.join(known)}.", print_exception=False)
         results: list[str | None] = [None] * (2 * len(self.checkpoints))
+        problems = []
         for index, (name, pipe) in enumerate(self.checkpoints.items()):
             try:
-                *_, (_, speech) = speak(name, pipe, request, streamed=False)
-            except ValueError as error:
-                raise gr.Error(str(error), print_exception=False) from error
-            except RuntimeError as error:
-                # One that finds no end, say, is a result of the comparison too; bad input is bad for all.
+                for note in left_out(pipe, request.text):
+                    gr.Warning(f"{name}: {note}")
+                *_, (_, speech) = speak(name, pipe, self._in_a_voice_of(name, request), streamed=False)
+            except (ValueError, RuntimeError, ImportError) as error:
+                # What is wrong for one checkpoint is a result of the comparison too.
                 gr.Warning(f"{name}: {error}")
+                problems.append(str(error))
             else:
                 results[2 * index : 2 * index + 2] = [speech.recording(), speech.picture()]
                 if note := watermark_note(reference, speech):
                     gr.Info(f"{name}: {note}")
             yield results
+        if len(problems) == len(self.checkpoints):
+            raise gr.Error(problems[0], print_exception=False)
+
+    def _in_a_voice_of(self, name: str, request: Request) -> Request:
+        """The request, for a checkpoint that lacks its voice in the checkpoint's default one, which the page says."""
+        own = self.voices[name]
+        if request.reference is not None or request.voice is None or request.voice in own or not own:
+            return request
+        gr.Info(f"{name} has no voice {request.voice!r} and speaks in its own {own[0]!r}.")
+        return replace(request, voice=own[0])
 
     def _speak(
         self,
@@ -157,10 +177,10 @@ def watermark_note(reference: str | None, speech: Speech) -> str:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Shows the message of a ValueError or a RuntimeError to the user."""
+    """Shows the message of a ValueError, a RuntimeError or an ImportError, of a language's package say, to the user."""
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError) as error:
         # A ValueError is about the input; of anything else the log should tell where it comes from.
         raise gr.Error(str(error), print_exception=not isinstance(error, ValueError)) from error
 
@@ -215,6 +235,9 @@ def build_demo(*sources: str) -> gr.Blocks:
         once = inputs | {"candidates": gr.Slider(1, 8, 1, step=1, precision=0, label="Candidates", visible=False)}
         gr.on([], demo.stream, inputs_kwargs=once, outputs=[chunk], api_name="stream", **TURN)
         if len(demo.checkpoints) > 1:
+            inputs["checkpoint"].change(
+                demo.offer_voices, inputs["checkpoint"], inputs["voice"], api_visibility="private", queue=False
+            )
             events.append(lay_out_comparison(demo, inputs))
         stop.click(None, cancels=events)
     return page.queue(max_size=MAX_QUEUE)
@@ -222,20 +245,15 @@ def build_demo(*sources: str) -> gr.Blocks:
 
 def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
     """The fields by the names that they have in the API."""
-    names, voices, sampling = list(demo.checkpoints), demo.voices, demo.sampling
+    names, sampling = list(demo.checkpoints), demo.sampling
+    has_voices = any(demo.voices.values())
     text = gr.Textbox(
         label="Text", info=f"Up to {MAX_CHARACTERS} characters", value=EXAMPLES[0], lines=3, max_length=MAX_CHARACTERS
     )
     checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1)
     # Any text is let through to `Request`, which says what there is instead.
-    voice = gr.Dropdown(
-        voices,
-        value=voices[0] if voices else None,
-        label="Built-in voice",
-        visible=bool(voices),
-        allow_custom_value=True,
-    )
-    with gr.Accordion("A voice of your own" if voices else "Voice", open=not voices):
+    voice = gr.Dropdown(**voice_choices(demo.voices[names[0]]), label="Built-in voice", allow_custom_value=True)
+    with gr.Accordion("A voice of your own" if has_voices else "Voice", open=not has_voices):
         reference = gr.Audio(
             label="Reference clip, a few seconds of clear speech; it replaces the built-in voice",
             sources=["upload", "microphone"],
@@ -311,6 +329,11 @@ def lay_out_inputs(demo: Demo) -> dict[str, gr.components.Component]:
     return fields | {"checkpoint": checkpoint} | styles
 
 
+def voice_choices(voices: list[str]) -> dict[str, Any]:
+    """What the field of voices offers, the first one chosen; without any voice it is not there."""
+    return {"choices": voices, "value": voices[0] if voices else None, "visible": bool(voices)}
+
+
 def lay_out_styles(styles: dict[str, tuple[str, ...]]) -> dict[str, gr.Dropdown]:
     """A field for each style that some checkpoint has learned, given the words for its levels."""
     if not styles:
@@ -345,6 +368,8 @@ def lay_out_comparison(demo: Demo, inputs: dict[str, gr.components.Component]) -
     note = "The same text, voice and seed through every checkpoint, all with the vocoder of the first"
     if demo.own_vocoder:
         note += f" but {', '.join(demo.own_vocoder)}, whose mel it does not fit"
+    if len(set(map(frozenset, demo.voices.values()))) > 1:
+        note += "; one that lacks the voice speaks in its default one"
     gr.Markdown(f"## Side by side\n{note}.")
     button = gr.Button("Compare the checkpoints")
     with gr.Row():

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _PARAGRAPH_END = r"\n\s*\n"
 _SENTENCE_END = re.compile(
     rf"(?:(?<=[!?…])|\.)[{_CLOSERS}]*\s+|(?P<always>(?<=[。！？])[{_CLOSERS}]*\s*|{_PARAGRAPH_END})"
 )
+_RUN = re.compile(rf"[{_CLOSERS}\s]*")
 _CLAUSE_END = re.compile(rf"(?<=[,;:—–])\s+|(?<=[!?…])[{_CLOSERS}]*\s+|(?<=[，、；：])\s*")
 _WORD_END = re.compile(r"\s+")
 _SIGN_END = re.compile(r"(?<=[^\w\s])")
@@ -44,9 +46,9 @@ class TextSplitter:
 
     A part is a sentence, at most `max_characters` long unless one word is longer; longer sentences are cut after a
     comma, else between words, else between ideographs, and never inside a pronunciation in braces. A very short
-    sentence is put together with the next. Parts without any letter or digit are left out, and nothing else is. With
-    `eager` the first part may already end with a clause, for speech to start early. An ideograph counts as four
-    characters.
+    sentence is put together with the next, behind an empty line if it ends a paragraph, as a heading does. Parts
+    without any letter or digit are left out, and nothing else is. With `eager` the first part may already end with a
+    clause, for speech to start early. An ideograph counts as four characters.
     """
 
     def __init__(self, max_characters: int = MAX_CHARACTERS, eager: bool = False) -> None:
@@ -54,6 +56,7 @@ class TextSplitter:
         self.eager = eager
         self._text = ""  # what no part holds yet
         self._short = ""  # sentences waiting for the next one
+        self._joint = " "  # what will stand between them
         self._complete = False  # whether no more text will come
 
     def push(self, piece: str) -> Iterator[str]:
@@ -73,20 +76,26 @@ class TextSplitter:
 
     def _next_end(self) -> int | None:
         """Where the first part of the text ends, if it is known by now."""
-        found, is_sure = self._sentence_end()
-        sentence = self._text[:found].rstrip()
+        # What lies behind is too far away for the first part, and would be read anew for every one. No mark is parted
+        # from the white space behind it.
+        window = _RUN.match(self._text, self.max_characters + 1).end()
+        found, is_sure = self._sentence_end(window)
         if self.eager:
-            clause = _first_end(_CLAUSE_END, self._text, _ends_clause)
+            clause = self._clause_end(window)
             if clause is not None and (found is None or clause < found):
-                fits = _length(self._text[:clause].rstrip()) <= self.max_characters
-                return clause if fits else self._cut(found if is_sure else None)
-        if _length(sentence) > self.max_characters:
-            return self._cut(found if is_sure else None)
+                return self._cut(window) if self._is_long(clause) else clause
+        if self._is_long(found):
+            return self._cut(window)
         return found if is_sure else None
 
-    def _sentence_end(self) -> tuple[int | None, bool]:
-        """Where the first sentence ends, and whether that is sure: if not, the word after it has not come yet."""
-        for match in _SENTENCE_END.finditer(self._text):
+    def _is_long(self, end: int | None) -> bool:
+        """Whether the text until an end is longer than a part, of which no more than that is measured."""
+        return _length(self._text[:end].rstrip()[: self.max_characters + 1]) > self.max_characters
+
+    def _sentence_end(self, stop: int) -> tuple[int | None, bool]:
+        """Where the first sentence ends before a place, and whether that is sure: if not, the word after it has not
+        come yet."""
+        for match in _SENTENCE_END.finditer(self._text, 0, stop):
             if match.end() == len(self._text):
                 break
             if match["always"] is not None or re.search(_PARAGRAPH_END, match[0]):
@@ -97,32 +106,40 @@ class TextSplitter:
                 return match.end(), is_sure
         return None, True
 
-    def _cut(self, sentence_end: int | None) -> int | None:
+    def _clause_end(self, stop: int) -> int | None:
+        """Where the first clause that is long enough to be spoken alone ends before a place, if the text goes on: at
+        its very end more could belong to it."""
+        for match in _CLAUSE_END.finditer(self._text, 0, stop):
+            if match.end() < len(self._text) and _length(self._text[: match.end()]) >= MIN_CHARACTERS:
+                return match.end()
+        return None
+
+    def _cut(self, window: int) -> int | None:
         """The end of as many clauses, else words, else ideographs, of a long sentence as fit, else of its first word;
         None if not even that has come."""
-
-        first_word = None
         for pattern in (_CLAUSE_END, _WORD_END, _IDEOGRAPH_END):
-            fitting = None
-            for match in pattern.finditer(self._text):
-                end = match.end()
-                if end == len(self._text):
-                    break
-                opened = self._text.rfind("{", max(0, end - PRONUNCIATION_CHARACTERS), end)
-                if opened > self._text.rfind("}", 0, end):
-                    continue
-                first_word = end if pattern is _WORD_END and first_word is None else first_word
-                if _length(self._text[:end].rstrip()) > self.max_characters:
-                    break
-                fitting = end
-            if fitting is not None:
-                return fitting
-        return min((end for end in (first_word, sentence_end) if end is not None), default=None)
+            fitting = list(takewhile(lambda end: not self._is_long(end), self._cuts(pattern, window)))
+            if fitting:
+                return fitting[-1]
+        first_word = next(self._cuts(_WORD_END, len(self._text)), None)
+        found, is_sure = self._sentence_end(len(self._text) if first_word is None else first_word)
+        return first_word if found is None or not is_sure else found
+
+    def _cuts(self, pattern: re.Pattern, stop: int) -> Iterator[int]:
+        """The ends of matches before a place, but for those inside a pronunciation and at the end of the text."""
+        for match in pattern.finditer(self._text, 0, stop):
+            end = match.end()
+            if end == len(self._text):
+                return
+            near = (max(0, end - PRONUNCIATION_CHARACTERS), end)
+            if self._text.rfind("{", *near) <= self._text.rfind("}", *near):
+                yield end
 
     def _take(self, end: int) -> Iterator[str]:
-        part, self._text = self._text[:end].strip(), self._text[end:].lstrip()
-        if self._short and _length(self._short) + 1 + _length(part) <= self.max_characters:
-            part, self._short = f"{self._short} {part}".strip(), ""
+        taken, self._text = self._text[:end], self._text[end:].lstrip()
+        part = taken.strip()
+        if self._short and _length(self._short + self._joint) + _length(part) <= self.max_characters:
+            part, self._short = f"{self._short}{self._joint}{part}".strip(), ""
         elif self._short:
             if _is_spoken(self._short):
                 self.eager = False
@@ -130,20 +147,10 @@ class TextSplitter:
             self._short = ""
         if _length(part) < MIN_CHARACTERS:
             self._short = part
+            self._joint = "\n\n" if re.search(_PARAGRAPH_END, taken[len(taken.rstrip()) :]) else " "
         elif _is_spoken(part):
             self.eager = False
             yield part
-
-
-def _first_end(pattern: re.Pattern, text: str, wanted: Callable[[re.Match], bool]) -> int | None:
-    """The end of the first match wanted after which the text goes on: at its very end more could belong to it."""
-    matches = pattern.finditer(text)
-    return next((match.end() for match in matches if match.end() < len(text) and wanted(match)), None)
-
-
-def _ends_clause(match: re.Match) -> bool:
-    """Whether what comes before a match of _CLAUSE_END is long enough to be spoken alone."""
-    return _length(match.string[: match.end()]) >= MIN_CHARACTERS
 
 
 def _ends_sentence(match: re.Match, after: str) -> bool:
@@ -314,6 +321,8 @@ def _speak(pipe: Callable[..., dict[str, Any]], part: str, attempts: int, settin
 def _with_one_voice(pipe: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings in which a reference recording, or the file of a voice, has become a voice: it is listened to once."""
     settings = dict(settings)
+    if settings.get("reference_audio") is not None and settings.get("voice") is not None:
+        raise ValueError("Give either a voice or reference_audio, not both.")
     if settings.get("reference_audio") is None:
         if settings.get("voice") is not None and hasattr(pipe, "find_voice"):  # another kind of pipeline has none
             settings["voice"] = pipe.find_voice(settings["voice"])

@@ -1,10 +1,11 @@
 """Recordings of any common format, wherever they lie; speech as wavs."""
 
-import io
 import os
 from pathlib import Path
 
 import numpy as np
+
+from ..audio_files import read_audio
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 
@@ -14,17 +15,11 @@ def read_recording(source: str | Path | bytes) -> tuple[np.ndarray, int]:
 
     Raises ValueError, naming the file, if it does not exist, cannot be decoded, or has samples that are not finite.
     """
-    import soundfile
-
     label = "the recording" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise ValueError(f"there is no file {label}")
-    try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        samples, sampling_rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-        raise ValueError(f"{label} cannot be read as audio: {error}") from error
-    waveform = samples.mean(axis=1)
+    samples, sampling_rate = read_audio(source)
+    waveform = samples.mean(axis=1) if samples.ndim == 2 else samples
     if not np.isfinite(waveform).all():
         raise ValueError(f"{label} has samples that are NaN or infinite")
     return waveform, sampling_rate

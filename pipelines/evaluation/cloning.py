@@ -296,7 +296,10 @@ def run_study(
     }
     compared = {condition: compare(people, found, references.vectors) for condition, found in records.items()}
     failed = {
-        f"{name}, {condition}": record["error"] or record["refusals"].get("speaker") or "it is silent"
+        f"{name}, {condition}": record["error"]
+        or record["refusals"].get("speaker")
+        or record.get("voice")
+        or "it is silent"
         for condition, found in records.items()
         for name, record in found.items()
         if record["speaker_vector"] is None

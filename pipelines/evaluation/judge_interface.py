@@ -14,6 +14,10 @@ JUDGE_SAMPLING_RATE = 16000
 """Every judge here listens at this rate, in Hz; waveforms at other rates are resampled."""
 
 
+class NoSpeechError(ValueError):
+    """A speaker judge hears no voice in a clip: what fails is the clip, not the judge."""
+
+
 class Judge(Protocol):
     """A model that measures speech. `version` tells two releases of the same name apart, for the report."""
 
@@ -33,7 +37,10 @@ class SpeakerJudge(Judge, Protocol):
     """Maps speech to a speaker vector; the cosine of two vectors says how alike the voices are."""
 
     def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """Maps a mono waveform, float32 of shape (samples,), to a float32 vector of shape (dimensions,), length 1."""
+        """Maps a mono waveform, float32 of shape (samples,), to a float32 vector of shape (dimensions,), length 1.
+
+        Raises NoSpeechError where it hears no voice.
+        """
         ...
 
 

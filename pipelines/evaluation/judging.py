@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from .audio_files import AUDIO_SUFFIXES, list_recordings, read_recording
 from .failures import FailureLimits, loudness
-from .judge_interface import Judge, QualityJudge, Recogniser, SpeakerJudge
+from .judge_interface import Judge, NoSpeechError, QualityJudge, Recogniser, SpeakerJudge
 from .results_folder import ResultsFolder, fingerprint_clip
 from .utterances import Clip, Utterance
 
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 SPEECH, RECORDING = "speech", "recording"
 CONDITIONS = (SPEECH, RECORDING)
 """What is judged: the speech of the system, and, for the judges' own error, the recordings of the same texts."""
+NO_VOICE = "no voice heard"
 RECORDS = {SPEECH: "judged_speech", RECORDING: "judged_recordings"}
 VECTORS = "speakers"
 
@@ -121,11 +122,12 @@ def judge_clips(
     its utterance.
 
     A record has name, clip (a hash of the recording), seconds, peak, rms, transcript, speaker_vector, speaker (the
-    vector to compare with, by label), quality, error (why there is nothing to judge) and refusals (what a judge could
-    not score, by role). A silent clip is not shown to the recogniser, which would invent words for it: its transcript
-    is empty, as is that of a clip that is missing or cannot be read: leaving it out would reward failure. For the same
-    reason such a clip has a speaker to be compared with, though no vector. Raises RuntimeError if the recogniser
-    refuses every clip, since that is no fault of the speech.
+    vector to compare with, by label), quality, error (why there is nothing to judge), voice (`NO_VOICE` of speech in
+    which the speaker judge hears none) and refusals (what a judge could not score, by role). A silent clip is not shown
+    to the recogniser, which would invent words for it: its transcript is empty, as is that of a clip that is missing or
+    cannot be read: leaving it out would reward failure. For the same reason such a clip, and speech without a voice,
+    has a speaker to be compared with, though no vector. A recording without a voice is refused: that is no fault of a
+    system. Raises RuntimeError if the recogniser refuses every clip, since that is no fault of the speech.
     """
     done = folder.records(RECORDS[condition])
     hashes = {clip.name: fingerprint_clip(clip.source) for clip in clips}
@@ -159,7 +161,8 @@ def _judge(
 ) -> dict[str, Any]:
     record: dict[str, Any] = {
         "name": clip.name,
-        **dict.fromkeys(("seconds", "peak", "rms", "transcript", "speaker_vector", "speaker", "quality", "error")),
+        **dict.fromkeys(("seconds", "peak", "rms", "transcript", "speaker_vector", "speaker", "quality")),
+        **dict.fromkeys(("error", "voice")),
         "refusals": {},
     }
 
@@ -188,9 +191,18 @@ def _judge(
     if judges.quality and not silent:
         score = judges.quality.score
         record["quality"] = ask("quality", lambda: _finite(score(waveform, sampling_rate)))
+
+    def embed() -> list[float] | None:
+        try:
+            return _rounded(judges.speaker.embed(waveform, sampling_rate))
+        except NoSpeechError:
+            if condition != SPEECH:
+                raise
+            record["voice"] = NO_VOICE
+            return None
+
     if record["speaker"] is not None and not silent:
-        embed = judges.speaker.embed
-        record["speaker_vector"] = ask("speaker", lambda: _rounded(embed(waveform, sampling_rate)))
+        record["speaker_vector"] = ask("speaker", embed)
     return record
 
 

@@ -3,9 +3,10 @@
 python -m e2e_tts.pipelines.evaluation.listening_page --texts DIR/texts.tsv --limit 10 \\
     --system recording=DIR/recording reconstruction=DIR/reconstruction "stage 2"=STAGE2/speech --output listen.html
 
-A system is a folder with a recording for each line of the texts ("NAME<tab>SENTENCE"), as held_out_speech, four_numbers
-and the harness write them, or any other program. The page carries its sound (Ogg Opus) and needs no network. Sentences
-are spread evenly over the list, not chosen; a recording that is missing or cannot be read leaves its cell empty.
+A system is a folder with a recording for each of the texts, as held_out_speech, four_numbers or any other program
+write them, or the output folder of the harness. The texts are lines "NAME<tab>SENTENCE" or a test list of the harness,
+everyday_en say. The page carries its sound (Ogg Opus) and needs no network. Sentences are spread evenly over the list,
+not chosen; a recording that is missing or cannot be read leaves its cell empty.
 """
 
 import argparse
@@ -21,8 +22,10 @@ import soxr
 from jinja2 import Environment, PackageLoader
 
 from .audio_files import find_recording, read_recording
-from .results_folder import write_text
+from .results_folder import read_records, write_text
 from .scoring import read_texts
+from .synthesis import RECORDS
+from .utterances import read_list
 
 # Opus knows 8, 12, 16, 24 and 48 kHz.
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
@@ -46,6 +49,22 @@ def spread(names: Sequence[str], limit: int) -> list[str]:
     return [names[index] for index in indices]
 
 
+def read_sentences(source: Path) -> dict[str, str]:
+    """Sentences by name, of lines "NAME<tab>SENTENCE" or of a test list. Raises ValueError where there is neither."""
+    if source.is_file() and b"\t" in source.read_bytes():
+        return read_texts(source)
+    return {item.name: item.text for item in read_list(source).utterances}
+
+
+def find_clip(folder: Path, name: str) -> Path | None:
+    """The recording of a sentence, by its name or as the harness's records in the folder say; None if there is none."""
+    records = folder / f"{RECORDS}.jsonl"
+    if not records.is_file():
+        return find_recording(folder, name)
+    file = read_records(records.read_bytes()).get(name, {}).get("file")
+    return folder / file if file else None
+
+
 def listening_page(
     texts: Mapping[str, str], systems: Mapping[str, Path], limit: int = 10, title: str = "Samples"
 ) -> tuple[str, list[str]]:
@@ -60,7 +79,7 @@ def listening_page(
     for name in spread(list(texts), limit):
         clips = []
         for system, folder in systems.items():
-            path, clip = find_recording(folder, name), None
+            path, clip = find_clip(folder, name), None
             try:
                 if path is None:
                     raise ValueError(f"there is no recording {name} in {folder}")
@@ -87,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--texts", type=Path, required=True, help='lines of "NAME<tab>SENTENCE"')
+    parser.add_argument("--texts", type=Path, required=True, help='lines of "NAME<tab>SENTENCE", or a test list')
     parser.add_argument("--system", nargs="+", required=True, metavar="NAME=FOLDER", help="a column each, in order")
     parser.add_argument("--limit", type=int, default=10, help="number of sentences")
     parser.add_argument("--title", default="Samples")
@@ -100,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
             if not (name and separator and folder) or name in systems:
                 raise ValueError(f"Systems are given as NAME=FOLDER, each name once; got {entry!r}.")
             systems[name] = Path(folder)
-        page, problems = listening_page(read_texts(options.texts), systems, options.limit, options.title)
+        page, problems = listening_page(read_sentences(options.texts), systems, options.limit, options.title)
         write_text(options.output, page)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -34,7 +34,8 @@ from .judge_interface import Recogniser, SpeakerJudge
 from .judges import AUTO, load_normaliser, load_recogniser, load_speaker_judge
 from .markdown import markdown_table
 from .normalisers import Normaliser
-from .options import parse_settings
+from .options import STUDY_NORMALISERS, add_language_options, check_language, choose_normaliser, parse_settings
+from .report import error_rate_unit
 from .results_folder import write_text
 from .scoring import score_transcripts
 from .speaker_judges import cosine
@@ -47,11 +48,14 @@ MEBIBYTE = 2**20
 
 @dataclass
 class LongTextReport:
-    """in_place: share of the parts that are. failures: parts by kind. voice_first, voice_last: similarity of the first
-    and the last third's parts to the middle. memory: of the process in MiB, after a tenth and at the end."""
+    """words: of the texts as normalised, of Mandarin characters. in_place: share of the parts that are. failures: parts
+    by kind. voice_first, voice_last: similarity of the first and the last third's parts to the middle. memory: of the
+    process in MiB, after a tenth and at the end."""
 
     model: str
     judges: list[str]
+    language: str
+    normaliser: str
     words: int
     parts: int
     seconds: float
@@ -70,17 +74,19 @@ class LongTextReport:
             return f"{value} [{low}, {high}]"
 
         failed = ", ".join(f"{kind}: {len(parts)}" for kind, parts in self.failures.items()) or "none"
+        unit = error_rate_unit(self.normaliser)
+        counted = "characters" if unit == "CER" else "words"
         rows = [
-            ["words, parts", f"{self.words}, {self.parts}"],
+            [f"{counted}, parts", f"{self.words}, {self.parts}"],
             ["minutes of speech, real-time factor", f"{self.seconds / 60:.1f}, {self.real_time_factor:.2f}"],
             ["parts in their place, %", cell(self.in_place, 100, 1)],
-            ["WER, %", cell(self.wer, 100, 1)],
+            [f"{unit}, %", cell(self.wer, 100, 1)],
             ["failures", failed],
             ["similarity to the middle third: first third", cell(self.voice_first)],
             ["similarity to the middle third: last third", cell(self.voice_last)],
             ["memory after a tenth, at the end, MiB", f"{self.memory_early:.0f}, {self.memory_end:.0f}"],
         ]
-        head = f"{self.model}; judges: {', '.join(self.judges)}"
+        head = f"{self.model}; judges: {', '.join(self.judges)}; normaliser: {self.normaliser}"
         return "\n".join([head, "", *markdown_table(["", ""], rows)]) + "\n"
 
 
@@ -112,16 +118,21 @@ def run_study(
     recogniser: Recogniser,
     speaker_judge: SpeakerJudge,
     model: str = "",
+    language: str = "en",
+    normaliser: str | None = None,
     **settings: Any,
 ) -> LongTextReport:
-    """Speaks and judges; settings are the pipeline's.
+    """Speaks and judges; settings are the pipeline's. normaliser: by default the language's.
 
-    Raises ValueError for a text of too few parts, FileExistsError for an output that has parts already.
+    Raises ValueError for a text of too few parts, a checkpoint of another language and a language without a normaliser,
+    FileExistsError for an output that has parts already.
     """
+    check_language(getattr(pipe, "processor", None), language)
+    normaliser = choose_normaliser(language, normaliser, STUDY_NORMALISERS)
     count, output = len(split_text(text)), Path(output)
     if count < FEWEST_PARTS:
         raise ValueError(f"The text has {count} parts, at least {FEWEST_PARTS} are needed: give a longer one.")
-    normalise, limits, process = load_normaliser(), FailureLimits(), psutil.Process()
+    normalise, limits, process = load_normaliser(normaliser), FailureLimits(), psutil.Process()
     parts, lengths, memory, flags, start = [], [], [], [], time.perf_counter()
     if (output / "parts").exists():
         # Wavs of another text would be taken for parts of this one.
@@ -154,6 +165,8 @@ def run_study(
     report = LongTextReport(
         model=model,
         judges=[recogniser.name, speaker_judge.name],
+        language=language,
+        normaliser=normaliser,
         words=sum(row.words for row in rows),
         parts=len(parts),
         seconds=sum(lengths),
@@ -187,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--voice", help="by default the checkpoint's first")
     parser.add_argument("--judge", default=AUTO, help="recogniser: a name, owner/model, a local folder or auto")
     parser.add_argument("--speaker_judge", default=AUTO, help="likewise")
+    add_language_options(parser)
     parser.add_argument(
         "--sampling", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the pipeline: candidates=1"
     )
@@ -198,7 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = {"voice": options.voice, "seed": options.seed, **parse_settings(options.sampling, "sampling")}
         text = options.text.read_text(encoding="utf-8")
         pipe = load_pipeline(options.model, device=options.device)
-        judges = load_recogniser(options.judge), load_speaker_judge(options.speaker_judge)
+        recogniser = load_recogniser(options.judge, language=options.language)
+        judges = recogniser, load_speaker_judge(options.speaker_judge)
+        settings |= {"language": options.language, "normaliser": options.normaliser}
         progress = tqdm(total=len(split_text(text)), desc="parts", disable=None)
         settings["progress"] = lambda number, count, part: progress.update()
         report = run_study(pipe, text, options.output, *judges, model=options.model, **settings)

@@ -1,5 +1,6 @@
 """The settings of an evaluation: the fields are the command line's arguments."""
 
+import argparse
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,6 +9,8 @@ from .judges import AUTO
 
 NONE = "none"
 NORMALISER_OF_LANGUAGE = {"en": "seed-tts-en", "zh": "seed-tts-zh"}
+STUDY_NORMALISERS = NORMALISER_OF_LANGUAGE | {"en": "english"}
+"""Of the studies beside the harness, whose figures are not those of the benchmark."""
 _SET_BY_OPTIONS = ("voice", "seed", "batch_size", "reference_audio", "reference_text", "sampling_rate", "transcribe")
 """Settings of the pipeline that other options and the test set decide."""
 _NOT_SETTINGS = ("output_dir", "device", "samples", "resamples", "bootstrap_seed")
@@ -34,7 +37,10 @@ class EvaluationOptions:
     split: str = field(default="test", metadata={"help": "split of the data set"})
     columns: list[str] = field(
         default_factory=list,
-        metadata={"help": "columns of the data set where they differ: name=id text=text reference=audio prompt=... "},
+        metadata={
+            "help": "columns of the data set where they differ: name=id text=text reference=audio prompt=prompt_audio "
+            "prompt_text=prompt_text; prompt= takes none"
+        },
     )
     filters: list[str] = field(default_factory=list, metadata={"help": "rows of the data set to keep: source=NAME"})
     limit: int | None = field(default=None, metadata={"help": "only the first so many utterances"})
@@ -50,7 +56,7 @@ class EvaluationOptions:
     )
     batch_size: int = field(default=4, metadata={"help": "texts spoken at once"})
     seed: int = field(default=0, metadata={"help": "of the synthesis"})
-    device: str | None = field(default=None, metadata={"help": "of the checkpoint: cpu, cuda:0, mps"})
+    device: str = field(default="cpu", metadata={"help": "of the checkpoint: cpu, cuda:0, mps"})
 
     language: str = field(default="en", metadata={"help": "of the texts; en and zh have the benchmark's normaliser"})
     normaliser: str | None = field(default=None, metadata={"help": "what texts and transcripts go through"})
@@ -90,23 +96,42 @@ class EvaluationOptions:
             raise ValueError("--voice, --continue_prompt and --sampling steer a checkpoint; --audio has none.")
         if self.voice is not None and self.continue_prompt:
             raise ValueError("Give either --voice or --continue_prompt: a built-in voice continues no prompt.")
-        if self.normaliser is None and self.language not in NORMALISER_OF_LANGUAGE:
-            known = " and ".join(NORMALISER_OF_LANGUAGE)
-            raise ValueError(
-                f"The benchmark has a normaliser for {known} only; for {self.language} name one with --normaliser."
-            )
+        choose_normaliser(self.language, self.normaliser)
 
     @property
     def normaliser_name(self) -> str:
-        return self.normaliser or NORMALISER_OF_LANGUAGE[self.language]
+        return choose_normaliser(self.language, self.normaliser)
 
     def settings(self) -> dict[str, Any]:
         """What decides which speech is judged and how; it must not change when an evaluation continues."""
         values = {name: value for name, value in asdict(self).items() if name not in _NOT_SETTINGS}
         # Other kinds of devices draw other numbers from a seed, and are faster or slower.
-        kind = (self.device or "cpu").partition(":")[0]
+        kind = self.device.partition(":")[0]
         drawn_on = {"device": kind} if self.model is not None and kind != "cpu" else {}
         return values | {"normaliser": self.normaliser_name} | drawn_on
+
+
+def choose_normaliser(language: str, named: str | None, defaults: dict[str, str] = NORMALISER_OF_LANGUAGE) -> str:
+    """The normaliser that is named, else the language's. Raises ValueError where there is neither."""
+    if named is None and language not in defaults:
+        known = " and ".join(defaults)
+        raise ValueError(f"There is a normaliser for {known} only; for {language} name one with --normaliser.")
+    return named or defaults[language]
+
+
+def add_language_options(parser: argparse.ArgumentParser) -> None:
+    """--language and --normaliser of a study; `choose_normaliser` with `STUDY_NORMALISERS` reads them."""
+    known = ", ".join(f"{language}: {name}" for language, name in STUDY_NORMALISERS.items())
+    parser.add_argument("--language", default="en", help="of the texts, for the recogniser (default: %(default)s)")
+    parser.add_argument("--normaliser", help=f"what texts and transcripts go through; by default of {known}")
+
+
+def check_language(processor: Any, language: str) -> None:
+    """Raises ValueError where a checkpoint's processor turns texts into the phonemes of another language."""
+    # Sub-word tokenizers read every language, and another kind of pipeline has no processor.
+    if getattr(processor, "frontend", None) == "phonemes" and processor.language != language:
+        spoken = processor.language
+        raise ValueError(f"The checkpoint speaks {spoken!r}, and --language is {language!r}: give --language {spoken}.")
 
 
 def parse_pairs(pairs: list[str], option: str) -> dict[str, str]:

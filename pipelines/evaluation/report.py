@@ -19,6 +19,11 @@ INTERVAL_NOTE = (
 )
 
 
+def error_rate_unit(normaliser: str) -> str:
+    """ "WER" or "CER", by what the normaliser makes of a text."""
+    return "CER" if normaliser in CHARACTER_NORMALISERS else "WER"
+
+
 @dataclass
 class EvaluationReport:
     """Everything that an evaluation found. Rates are fractions in JSON and per cent in tables.
@@ -38,8 +43,7 @@ class EvaluationReport:
 
     @property
     def unit(self) -> str:
-        """ "WER" or "CER", by what the normaliser makes of a text."""
-        return "CER" if self.settings["normaliser"] in CHARACTER_NORMALISERS else "WER"
+        return error_rate_unit(self.settings["normaliser"])
 
     def worst_rows(self, condition: str) -> list[EvaluatedRow]:
         """All rows of a condition, the worst first."""
@@ -53,6 +57,12 @@ class EvaluationReport:
             for row in condition.rows
             for role, reason in row.refusals.items()
         ]
+
+    def voice_note(self) -> str:
+        """Says which speech has no voice, as the speaker judge hears it; empty where all has one."""
+        names = [row.name for condition in self.conditions.values() for row in condition.rows if row.voice is not None]
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return f"No voice heard, a similarity of 0: {len(names)} ({shown})." if names else ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -146,6 +156,8 @@ class EvaluationReport:
         )
         lines += [f"\n{remark}" for remark in self.judge_remarks]
         lines += ["", "## Failures", "", *markdown_table(self.failure_header(), self.failure_table())]
+        if note := self.voice_note():
+            lines += ["", note]
         wrong = [row for row in self.worst_rows(speech) if row.edits or row.failures][:worst]
         if wrong:
             lines += ["", f"## Worst of the {speech}", ""]

@@ -10,7 +10,9 @@ well where there are several: intervals hold 95 % of 2,000 draws.
 
 Utterances of report.json are paired by name. One that a judge refused for either system is left out for both and
 counted; speech that failed is not left out, since that would reward failure: it has lost all words and resembles its
-speaker by 0.
+speaker by 0, as does speech in which the speaker judge hears no voice.
+
+Reports of different judges, normalisers or recordings of the speaker are refused, and a seed that is given twice.
 """
 
 import argparse
@@ -28,6 +30,9 @@ from .paired_bootstrap import Interval, Measurements, interval, paired_differenc
 ERRORS, SIMILARITY = "word error rate, %", "speaker similarity"
 MEASURES = {"words": ERRORS, "similarity": SIMILARITY}
 COLUMNS = {ERRORS: {"words", "edits", "reference"}, SIMILARITY: {"similarity", "reference"}}
+NO_SPEECH_REFUSAL = "No speech was found"
+"""How a speaker judge's refusal of speech without a voice began in reports of an earlier version."""
+RECORDINGS = "recordings of the speaker"
 NO_REPORT = "{} is no report of the evaluation, of scoring or of held_out_similarity."
 
 Row = dict[str, Any]
@@ -37,11 +42,14 @@ Ratio = tuple[float, float]
 @dataclass(frozen=True)
 class Report:
     """What a report measures, and its rows with the `COLUMNS` of that. by_name: of the harness, where a row may hold
-    None."""
+    None. yardstick: by what the measure was taken, as far as the report says: judge, its version, normaliser,
+    recordings of the speaker. draw: checkpoint and seed of speech that the harness had made."""
 
     measure: str
     rows: list[Row]
     by_name: bool
+    yardstick: dict[str, str]
+    draw: tuple[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ def read_report(path: Path, condition: str = SPEECH, measure: str | None = None)
         rows = conditions[condition]["rows"] if condition in conditions else []
         rows = [row | {"reference": row["text"]} for row in rows] if by_name else rows
         measures = [name for name, columns in COLUMNS.items() if all(columns <= row.keys() for row in rows)]
+        yardsticks = {name: _yardstick(report, name) for name in measures}
+        draw = _draw(report.get("settings", {}))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(NO_REPORT.format(path)) from error
     if by_name and condition not in conditions:
@@ -75,7 +85,29 @@ def read_report(path: Path, condition: str = SPEECH, measure: str | None = None)
     chosen = measures[0] if measure is None else MEASURES[measure]
     if chosen not in measures or all(ratio(row, chosen) is None for row in rows):
         raise ValueError(f"{path} has no {chosen}; another judge or another report has it: see --measure.")
-    return Report(chosen, rows, by_name)
+    return Report(chosen, rows, by_name, yardsticks[chosen], draw)
+
+
+def _yardstick(report: dict[str, Any], measure: str) -> dict[str, str]:
+    """By what a measure was taken; what a report does not say, an older one say, is not there."""
+    settings = report.get("settings", {})
+    # The harness names a judge for each role, the others' reports have one.
+    judge = report.get("judges", {}).get("speaker" if measure == SIMILARITY else "recogniser", report.get("judge"))
+    judge = judge if isinstance(judge, dict) else {"name": judge}
+    found = {"judges": judge.get("name"), "versions of the judge": judge.get("version")}
+    if measure == ERRORS:
+        found["normalisers"] = settings.get("normaliser", report.get("normaliser"))
+    elif settings.get("speaker_recordings"):
+        found[RECORDINGS] = settings.get("speaker_recordings_version")
+    elif "speaker_recordings" in settings:
+        found[RECORDINGS] = "those of the test set"
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _draw(settings: dict[str, Any]) -> tuple[str, int] | None:
+    """What tells two draws of one system apart; None where the harness was given speech, which has no seed."""
+    checkpoint = settings.get("model_version") or settings.get("model")
+    return None if checkpoint is None or "seed" not in settings else (checkpoint, settings["seed"])
 
 
 def ratio(row: Row, measure: str) -> Ratio | None:
@@ -99,10 +131,38 @@ def ratios_by_name(first: Report, second: Report) -> dict[str, tuple[str, Ratio 
         rows, found = (row, theirs[name]), [ratio(item, first.measure) for item in (row, theirs[name])]
         if first.measure == SIMILARITY and any(found):
             # A report of an earlier version has no similarity of failed speech, though there is one to compare with.
-            failed = [bool({ERROR, SILENCE} & set(item["failures"])) for item in rows]
+            failed = [_has_failed(item) for item in rows]
             found = [(0.0, 1.0) if known is None and lost else known for known, lost in zip(found, failed, strict=True)]
         paired[name] = (row["reference"], *found)
     return paired
+
+
+def _has_failed(row: Row) -> bool:
+    """Whether speech of the harness resembles nobody: it is missing or silent, or there is no voice in it."""
+    refusal = row.get("refusals", {}).get("speaker", "")
+    return bool({ERROR, SILENCE} & set(row["failures"]) or row.get("voice") or NO_SPEECH_REFUSAL in refusal)
+
+
+def _check_yardsticks(reports: Sequence[tuple[Path, Report]]) -> None:
+    """Raises ValueError, naming both values, for reports whose measures were not taken in the same way."""
+    first: dict[str, tuple[Path, str]] = {}
+    for path, report in reports:
+        for name, value in report.yardstick.items():
+            place, known = first.setdefault(name, (path, value))
+            if known != value:
+                raise ValueError(f"{place} and {path} cannot be compared: their {name} are {known} and {value}.")
+
+
+def _check_draws(reports: Sequence[tuple[Path, Report]]) -> None:
+    """Raises ValueError for a file or a seed that one system is given twice: it would count as further evidence."""
+    files: set[Path] = set()
+    draws: dict[tuple[str, int], Path] = {}
+    for path, report in reports:
+        if path.resolve() in files:
+            raise ValueError(f"{path} is given twice for one system.")
+        files.add(path.resolve())
+        if report.draw is not None and draws.setdefault(report.draw, path) != path:
+            raise ValueError(f"{draws[report.draw]} and {path} are both seed {report.draw[1]} of one checkpoint.")
 
 
 def compare(
@@ -110,7 +170,8 @@ def compare(
 ) -> Comparison:
     """Compares two systems, each with one report a seed. condition: of the harness's reports; measure: `read_report`'s.
 
-    Raises ValueError for files that are no reports, of different measures, sentences or numbers of seeds.
+    Raises ValueError for files that are no reports, of different measures, judges, normalisers, sentences or numbers of
+    seeds, and for a report or a seed that a system is given twice.
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} reports: give one a seed for both systems, in one order.")
@@ -124,6 +185,10 @@ def compare(
     if len(kinds) > 1:
         raise ValueError("A report.json of the evaluation is compared with another one, not with one of scoring.")
     (chosen,) = measures[0]
+    named = [list(zip(paths, side, strict=True)) for paths, side in zip((first, second), sides, strict=True)]
+    _check_yardsticks([*named[0], *named[1]])
+    for side in named:
+        _check_draws(side)
     seeds = list(zip(*sides, strict=True))
     left_out: set[str] = set()
     if kinds == {True}:

@@ -42,15 +42,21 @@ class ResultsFolder:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(file, len(whole))
-        # Not str.splitlines, which would also split at the line separators that a transcript may hold.
-        records = (json.loads(line) for line in whole.split(b"\n") if line)
-        return {record["name"]: record for record in records}
+        return read_records(whole)
 
     def append(self, kind: str, records: Iterable[dict[str, Any]]) -> None:
         """Adds records, all of them or, if killed in between, the first ones."""
         lines = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
         with open(self.path / f"{kind}.jsonl", "a", encoding="utf-8") as file:
             file.write(lines)
+
+
+def read_records(content: bytes) -> dict[str, dict[str, Any]]:
+    """The records of a file by name, the last of each; a line without an end is no record yet."""
+    # Not str.splitlines, which would also split at the line separators that a transcript may hold.
+    *lines, _ = content.split(b"\n")
+    records = (json.loads(line) for line in lines if line)
+    return {record["name"]: record for record in records}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from .judge_interface import JUDGE_SAMPLING_RATE, hub_version, package_versions, prepare_waveform, require
+from .judge_interface import (
+    JUDGE_SAMPLING_RATE,
+    NoSpeechError,
+    hub_version,
+    package_versions,
+    prepare_waveform,
+    require,
+)
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
@@ -14,10 +21,10 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def check_speech(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-    """`prepare_waveform`, and ValueError for silence: speaker encoders divide by the energy."""
+    """`prepare_waveform`, and NoSpeechError for silence: speaker encoders divide by the energy."""
     waveform = prepare_waveform(waveform, sampling_rate)
     if not waveform.any():
-        raise ValueError("The clip is silent: it has no speaker.")
+        raise NoSpeechError("The clip is silent: it has no speaker.")
     return waveform
 
 
@@ -32,10 +39,10 @@ class ResemblyzerJudge:
         self.version = package_versions("resemblyzer")
 
     def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """Maps a mono waveform of shape (samples,) to (256,), float32. Raises ValueError where no speech is heard."""
+        """Maps a mono waveform of shape (samples,) to (256,), float32. Raises NoSpeechError where no voice is heard."""
         speech = self._package.preprocess_wav(check_speech(waveform, sampling_rate))
         if not speech.size:
-            raise ValueError("No speech was found in the clip: it has no speaker.")
+            raise NoSpeechError("No speech was found in the clip: it has no speaker.")
         return np.asarray(self._encoder.embed_utterance(speech), dtype=np.float32)
 
 
@@ -72,7 +79,8 @@ class TransformersSpeakerJudge:
         self.version = hub_version(name, model.config)
 
     def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """Maps a mono waveform of shape (samples,) to a float32 vector of length 1. Raises ValueError for silence."""
+        """Maps a mono waveform of shape (samples,) to a float32 vector of length 1. Raises NoSpeechError for silence,
+        ValueError for a clip that the model refuses."""
         waveform = check_speech(waveform, sampling_rate)
         inputs = self._extractor(waveform, sampling_rate=JUDGE_SAMPLING_RATE, return_tensors="pt")
         with self._torch.no_grad():

@@ -25,7 +25,8 @@ Record = dict[str, Any]
 
 @dataclass
 class EvaluatedRow:
-    """One utterance of one condition. Absent values are None: nothing to measure, or a judge refused."""
+    """One utterance of one condition. Absent values are None: nothing to measure, or a judge refused. voice: says so
+    where the speaker judge hears none."""
 
     name: str
     text: str
@@ -39,6 +40,7 @@ class EvaluatedRow:
     real_time_factor: float | None = None
     failures: list[str] = field(default_factory=list)
     error: str | None = None
+    voice: str | None = None
     refusals: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -97,8 +99,9 @@ def summarise(
     `records` are the judges' (see `judge_clips`), `spoken` those of synthesis (empty if it was not ours), `vectors` the
     speakers' by label, and `reference_seconds` the durations of recordings to compare with, where there are some. What
     a judge refused is left out of that judge's figures. A clip that is missing, cannot be read or is silent has lost
-    its words and resembles its speaker by 0: leaving it out would reward failure. Quality has no such value, since
-    opinion scores are of speech: those clips are left out and counted beside the figure.
+    its words and resembles its speaker by 0, as does speech in which the speaker judge hears no voice: leaving it out
+    would reward failure. Quality has no such value, since opinion scores are of speech: clips without any are left out
+    and counted beside the figure.
     """
     chosen = [item for item in utterances if item.name in records]
     rows = [_row(item, records[item.name], spoken.get(item.name), reference_seconds.get(item.name)) for item in chosen]
@@ -125,7 +128,7 @@ def summarise(
             pair = (np.asarray(record["speaker_vector"]), np.asarray(vectors[record["speaker"]]))
             row.similarity = cosine(*pair)
             pairs.append(pair)
-        elif record["speaker"] is not None and row.has_no_speech:
+        elif record["speaker"] is not None and (row.has_no_speech or row.voice is not None):
             row.similarity = 0.0
             pairs.append((np.zeros(0), np.asarray(vectors[record["speaker"]])))
     if pairs:
@@ -171,6 +174,7 @@ def _row(utterance: Utterance, record: Record, spoken: Record | None, reference_
         quality=record["quality"],
         seconds=record["seconds"],
         error=record["error"],
+        voice=record.get("voice"),  # records of an earlier version do not have it
         refusals=record["refusals"],
     )
     if row.seconds is not None and reference_seconds is not None:

@@ -3,8 +3,9 @@
 A row that cannot be used is set aside with the reason, and never ends an evaluation.
 """
 
+import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,19 @@ def _file_clip(folder: Path, file: str) -> Clip | None:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a data set hold what. All but `text` may be absent; names default to positions."""
+    """Which columns of a data set hold what. Of the default ones all but `text` may be absent, others are demanded; ""
+    is no column. Names default to positions."""
 
     name: str = "id"
     text: str = "text"
     reference: str = "audio"
     prompt: str = "prompt_audio"
     prompt_text: str = "prompt_text"
+
+    def demanded(self) -> list[str]:
+        """The columns that a data set must have."""
+        given = [(getattr(self, item.name), item.default) for item in fields(self) if item.name != "text"]
+        return [self.text, *(column for column, default in given if column not in ("", default))]
 
 
 def read_dataset(
@@ -185,8 +192,10 @@ def read_dataset(
             raise ValueError(f"{source} has no split {split!r}; it has {', '.join(data)}.")
         data = data[split]
     filters = {**({"split": split} if saved and "split" in data.column_names else {}), **(filters or {})}
-    if absent := [column for column in (columns.text, *filters) if column not in data.column_names]:
-        raise ValueError(f"{source} has no column {', '.join(absent)}; it has {', '.join(data.column_names)}.")
+    if absent := [column for column in (*columns.demanded(), *filters) if column not in data.column_names]:
+        near = [name for column in absent for name in difflib.get_close_matches(column, data.column_names, n=1)]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"{source} has no column {', '.join(absent)}; it has {', '.join(data.column_names)}.{hint}")
     for column in (columns.reference, columns.prompt):
         if column in data.column_names and isinstance(data.features[column], Audio):
             data = data.cast_column(column, Audio(decode=False))

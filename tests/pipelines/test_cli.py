@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub import constants
 
 from e2e_tts.pipelines import cli, commands, load_pipeline
 from e2e_tts.pipelines import release as releasing
@@ -231,7 +232,11 @@ def test_many_files(loaded, tmp_path, capsys):
         (["speak", "Hello.", "--speed", "9"], "speed"),
         (["speak", "Hello.", "-o", "out.xyz"], ".wav"),
         (["speak", "Hello.", "-o", "no/such/folder/out.wav"], "no/such/folder"),
+        (["speak", "Hello.", "--voice", "ben", "--reference", LJ], "not both"),
         (["speak", "Hello.", "--model", "nowhere"], "nowhere"),
+        (["speak", "Hello.", "--model", "runs/jiont"], "There is no folder runs/jiont"),
+        (["speak", "--list-voices", "--model", "runs/jiont"], "There is no folder runs/jiont"),
+        (["speak", "--list-styles", "--model", "runs/jiont"], "There is no folder runs/jiont"),
         (["clone", "missing.wav", "-o", "me.safetensors"], "missing.wav"),
         (["clone", LJ, "-o", "me.pt"], ".safetensors"),
         (["clone", LJ, "-o", "no/such/folder/me.safetensors"], "no/such/folder"),
@@ -250,11 +255,20 @@ def test_many_files(loaded, tmp_path, capsys):
     ],
 )
 def test_errors_take_one_line(folder, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     command, *rest = map(str, arguments)
     assert cli.main([command, "--model", str(folder), *rest]) == 1
     assert message in last_error(capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["speak", "Hello."], ["convert", LJ], ["detokenize", "missing.npy"]])
+def test_two_voices_are_refused_before_the_model_is_loaded(tmp_path, capsys, arguments):
+    (tmp_path / "config.json").write_text("{}")
+    voices = ["--voice", "ben", "--reference", str(LJ), "-o", str(tmp_path / "out.wav")]
+    assert cli.main([*map(str, arguments), "--model", str(tmp_path), *voices]) == 1
+    assert "Give either --voice or --reference, not both" in last_error(capsys)
 
 
 def test_standard_input_that_is_something_else(folder, tmp_path, capsys, monkeypatch):

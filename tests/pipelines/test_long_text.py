@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from e2e_tts.modeling.abbreviations import _MAY_END, ABBREVIATIONS
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
+from e2e_tts.pipelines import long_text
 from e2e_tts.pipelines.long_text import (
     MAX_CHARACTERS,
     MIN_CHARACTERS,
@@ -27,8 +29,10 @@ ENDS = (".", ".", ".", "!", "?", "...", ".”", "?)")
 PIECES = (*WORDS, "Dr.", "etc.", "vol.", "Ave.",
           "p.m.", "B.", "Main St.", "Then", "He", "5 oz.", "“No!” he", "- so",
           "no...", "so!", "why?", "3.5", "end.", "“Yes.”", ",", ".", "—", "(", "\n\n", "\n",
-          "你好。", "吗？，", "我们一起去公园" * 3, "{HH AH0 L OW1}", "x" * 45,
+          "Chapter One\n\n", "Two\n \n ", "你好。", "吗？，", "我们一起去公园" * 3, "{HH AH0 L OW1}", "x" * 45,
           "supercalifragilisticexpialidocious;")  # fmt: skip
+
+LETTER = re.compile(r"\w")
 
 
 def make_sentences(words: int, seed: int = 0) -> list[str]:
@@ -39,6 +43,11 @@ def make_sentences(words: int, seed: int = 0) -> list[str]:
         body = [draw.choice(WORDS) + ("," if draw.random() < 0.1 else "") for _ in range(draw.choice([2, 6, 10, 60]))]
         sentences.append(f"{draw.choice(OPENINGS)} {' '.join(body).rstrip(',')} {len(sentences)}{draw.choice(ENDS)}")
     return sentences
+
+
+def paragraph_ends(text: str) -> set[int]:
+    """How many letters stand before each empty line."""
+    return {len(LETTER.findall(text[: match.start()])) for match in re.finditer(r"\n\s*\n", text)}
 
 
 def fake_pipe(spoken: list, fails: int = 0):
@@ -89,8 +98,8 @@ def test_parts_do_not_depend_on_the_pieces(eager):
         pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         whole = parts([text], limit)
         assert parts(pieces, limit) == whole, (text, limit)
-        letters = re.compile(r"\w")
-        assert letters.findall("".join(whole)) == letters.findall(text)
+        assert LETTER.findall("".join(whole)) == LETTER.findall(text)
+        assert paragraph_ends("".join(whole)) <= paragraph_ends(text)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +179,36 @@ def test_ideographs_count_for_more():
     assert split_text(clause * 4) == [clause * 2] * 2
     # Without any mark or space a cut between two characters is all that is left.
     assert split_text("今天天气很好" * 10) == ["今天天气很好今天天气很好" * 3 + "今天天气", "很好" + "今天天气很好" * 3]
+
+
+def test_a_heading_does_not_run_into_its_paragraph():
+    sentence = "The birds sang in the morning."
+    assert split_text(f"Chapter One\n \n  {sentence}") == [f"Chapter One\n\n{sentence}"]
+    assert split_text(f"第一章\n\n{sentence}") == [f"第一章\n\n{sentence}"]
+    assert split_text(f"Chapter One.\n{sentence}") == [f"Chapter One. {sentence}"]
+    # The empty line counts.
+    assert split_text(f"Chapter One\n\n{sentence}", max_characters=43) == [f"Chapter One\n\n{sentence}"]
+    assert split_text(f"Chapter One\n\n{sentence}", max_characters=42) == ["Chapter One", sentence]
+    symbols = TextToSpeechProcessor.build().text_frontend(split_text(f"Chapter One\n\n{sentence}")[0])
+    assert symbols.count(".") == 2
+
+
+@pytest.mark.parametrize("unit", ["word other ", "今天天气很好", "word, other; ", "A. b"])
+def test_time_grows_with_the_length(unit, monkeypatch):
+    """Ten times the text without an end of a sentence takes about ten times as long, and not a hundred times."""
+    measured = []
+    length = long_text._length
+    monkeypatch.setattr(long_text, "_length", lambda text: measured.append(len(text)) or length(text))
+
+    def seconds(characters: int) -> float:
+        text = unit * (characters // len(unit))
+        start = time.process_time()
+        parts = split_text(text)
+        assert "".join("".join(parts).split()) == "".join(text.split())
+        return time.process_time() - start
+
+    assert seconds(50_000) < 50 * min(seconds(5_000) for _ in range(3))
+    assert max(measured) <= MAX_CHARACTERS + 1
 
 
 def test_marks_of_chinese_end_sentences():
@@ -286,3 +325,5 @@ def test_a_reference_is_listened_to_once():
     speak_long(Pipe(), text, reference_audio="me.wav", reference_text="Hello.", seed=1)
     assert cloned == [("me.wav", None, "Hello.", False)]
     assert [settings for _, settings in spoken] == [{"seed": 1, "voice": "a voice"}] * 2
+    with pytest.raises(ValueError, match="Give either a voice or reference_audio, not both"):
+        speak_long(Pipe(), text, reference_audio="me.wav", voice="anna")

@@ -79,6 +79,10 @@ def test_recordings_that_give_no_voice(tiny_model, processor, pipe, tmp_path):
         pipe("Hello.", transcribe=True)
     with pytest.raises(ValueError, match="silent"):
         pipe.clone(np.zeros(16000, np.float32), sampling_rate=16000)
+    for name in ("bare.raw", "bare.PCM"):
+        (tmp_path / name).write_bytes(np.zeros(16000, "<i2").tobytes())
+        with pytest.raises(ValueError, match=rf"{name} has no header: make a wav of it first\."):
+            pipe.clone(tmp_path / name)
     with pytest.raises(ValueError, match="one recording"):
         pipe.clone([np.ones(16000, np.float32)] * 2, sampling_rate=16000)
     with pytest.raises(ValueError, match="made by clone"):

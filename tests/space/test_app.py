@@ -123,8 +123,11 @@ def test_a_fresh_page_shows_the_default_voice(app, folder, tmp_path):
     changed = shutil.copytree(folder, tmp_path / "changed")
     config = json.loads((changed / "config.json").read_text())
     (changed / "config.json").write_text(json.dumps(config | {"default_voice": "ben"}))
-    assert app.Demo([str(changed)]).voices == ["ben", "anna"]
-    assert app.Demo([str(folder), f"other={changed}"]).voices == ["anna", "ben"]
+    demo = app.Demo([str(folder), f"other={changed}"])
+    assert demo.voices == {"model": ["anna", "ben"], "other": ["ben", "anna"]}
+    with app.gr.Blocks():
+        assert app.lay_out_inputs(demo)["voice"].value == "anna"
+        assert app.lay_out_inputs(app.Demo([str(changed)]))["voice"].value == "ben"
 
 
 def test_equal_answers_have_files_of_their_own(client):

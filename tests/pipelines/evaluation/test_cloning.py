@@ -9,6 +9,7 @@ import soundfile
 from evaluation_doubles import RATE, SpectrumJudge, tone, write
 
 from e2e_tts.pipelines.evaluation import cloning
+from e2e_tts.pipelines.evaluation.judge_interface import NoSpeechError
 from e2e_tts.pipelines.evaluation.judging import RECORDING, SPEECH
 
 PITCHES = {"ada": 300.0, "bob": 700.0, "cem": 1500.0, "dan": 2600.0}
@@ -136,6 +137,15 @@ def test_what_fails_is_named_and_in_no_figure(clips, tmp_path):
     assert name.split(",")[0] in (tmp_path / "out" / "report.md").read_text()
     write(clips / "bob1.wav", np.zeros(9000, np.float32))
     assert any(name.endswith("bob1, recording") for name in study(clips, tmp_path / "new", Mimic()).failed)
+
+    class Deaf(SpectrumJudge):
+        def embed(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+            if len(waveform) == 9000:
+                raise NoSpeechError("No speech was found.")
+            return super().embed(waveform, sampling_rate)
+
+    with pytest.raises(ValueError, match="Nothing could be compared: no voice heard"):
+        study(clips, tmp_path / "deaf", Mimic(pitch=333.0), judge=Deaf())
 
 
 def test_one_reference_that_the_judge_refuses_costs_its_speaker_alone(clips, tmp_path):

@@ -11,6 +11,7 @@ from datasets import Dataset
 from evaluation_doubles import KnowingRecogniser
 from factories import SPEAKER_DIM, make_composite, make_rows
 
+from e2e_tts.modeling import TextToSpeechProcessor
 from e2e_tts.pipelines.evaluation import four_numbers
 from e2e_tts.pipelines.evaluation.utterances import read_list
 
@@ -26,8 +27,11 @@ def command(tmp_path, monkeypatch) -> list[str]:
         model.lm.end_head.bias.fill_(3.0)  # an untrained LM hardly ever ends
     model.set_voices({"anna": torch.ones(SPEAKER_DIM)}, {"anna": 4.0})
     model.save_pretrained(tmp_path / "model")
-    heard = KnowingRecogniser(defaultdict(lambda: "birds sing"))
-    monkeypatch.setattr(four_numbers, "load_recogniser", lambda name: heard)
+
+    def load_recogniser(name: str, language: str) -> KnowingRecogniser:
+        return KnowingRecogniser(defaultdict(lambda: "鸟儿唱歌" if language == "zh" else "birds sing"))
+
+    monkeypatch.setattr(four_numbers, "load_recogniser", load_recogniser)
     folders = ["--model", str(tmp_path / "model"), "--data", str(tmp_path / "data")]
     return [*folders, "--source", "anna", "--steps", "1"]
 
@@ -55,12 +59,30 @@ def test_each_sentence_is_rendered_four_times_and_scored(command, tmp_path, caps
     assert read_list(tmp_path / "again" / "sentences.lst").utterances[0].reference is None
 
 
+def test_mandarin_is_scored_by_its_characters(command, tmp_path, capsys):
+    rows = Dataset.load_from_disk(str(tmp_path / "data"))
+    rows.map(lambda row: {"text": "小鸟唱歌。"}).save_to_disk(str(tmp_path / "zh"))
+    out = tmp_path / "out"
+    arguments = ["--data", str(tmp_path / "zh"), "--conditions", "recording", "--output", str(out)]
+    four_numbers.main([*command, *arguments, "--language", "zh", "--normaliser", "characters"])
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert (report["settings"]["language"], report["settings"]["normaliser"]) == ("zh", "characters")
+    scores = report["conditions"]["recording"]
+    assert scores["normaliser"] == "characters" and scores["wer"] == pytest.approx(2 / 4)
+    assert "recording       CER   50.0 % [" in capsys.readouterr().out
+    # A checkpoint that speaks English says so, before anything is spoken.
+    TextToSpeechProcessor.build().save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit, match="The checkpoint speaks 'en', and --language is 'zh'"):
+        four_numbers.main([*command, *arguments, "--language", "zh", "--normaliser", "characters"])
+
+
 def test_what_cannot_be_measured_is_said_in_words(command, tmp_path):
     for change, message in (
         (["--voice", "berta"], r"Unknown voice 'berta'; the model has \['anna'\]"),
         (["--source", "berta"], r"there are \['anna'\]"),
         (["--split", "test"], "No rows of split 'test'"),
         (["--limit", "0"], "at least 1"),
+        (["--language", "de"], "for de name one with --normaliser"),
         (["--model", str(tmp_path)], "not a checkpoint"),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -18,7 +18,8 @@ from evaluation_doubles import (
 )
 
 from e2e_tts.pipelines.evaluation import harness
-from e2e_tts.pipelines.evaluation.judging import Judges
+from e2e_tts.pipelines.evaluation.judge_interface import NoSpeechError
+from e2e_tts.pipelines.evaluation.judging import NO_VOICE, Judges
 from e2e_tts.pipelines.evaluation.options import EvaluationOptions, parse_pairs, parse_settings
 
 TEXTS = {
@@ -164,6 +165,33 @@ def test_answers_that_are_no_numbers_are_refusals(folder):
     assert reasons["two", "speaker"] == "ValueError: the speaker vector is not finite"
 
 
+def test_speech_without_a_voice_resembles_its_speaker_by_0(folder):
+    """Leaving noise out would reward it; of a recording without a voice nobody is to blame."""
+
+    class Attentive(SpectrumJudge):
+        def embed(self, waveform, sampling_rate):
+            if waveform.size == RATE:
+                raise NoSpeechError("No speech was found.")
+            return super().embed(waveform, sampling_rate)
+
+    noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    write(folder / "system" / "five.wav", noise)
+    write(folder / "noise.wav", noise)
+    with open(folder / "set.lst", "a", encoding="utf-8") as file:
+        file.write("five|Its prompt.|recordings/one.wav|Nobody knows this.|noise.wav\n")
+    heard = Judges(judges({RATE: "Nobody knows this."}).recogniser, Attentive())
+    report = harness.run_evaluation(options(folder), judges=heard)
+    speech, recording = report.conditions["speech"], report.conditions["recording"]
+    assert [row.similarity for row in speech.rows] == pytest.approx([1, 1, 1, 1, 0])
+    assert speech.figures["similarity"]["value"] == pytest.approx(4 / 5) and speech.failure_counts["failed"] == 0
+    assert [row.voice for row in speech.rows] == [None] * 4 + [NO_VOICE]
+    assert recording.figures["similarity"]["utterances"] == 4
+    assert [refusal[:3] for refusal in report.refusals()] == [("recording", "five", "speaker")]
+    for page in ("report.md", "report.html"):
+        assert "No voice heard, a similarity of 0: 1 (five)." in (folder / "out" / page).read_text(encoding="utf-8")
+    assert harness.run_evaluation(options(folder), judges=heard).to_dict() == report.to_dict()
+
+
 def test_transcripts_may_hold_any_line_separator(folder):
     heard = judges()
     heard.recogniser.transcripts[SAMPLES_PER_WORD * 2 + 7000] = "Birds\u2028sing\x85."
@@ -210,6 +238,20 @@ def test_a_killed_run_continues_to_the_same_report(folder):
     # A finished one speaks nothing more.
     idle = ToneSpeaker(killed_at=0)
     assert speak(folder, idle).to_dict() == continued.to_dict()
+
+
+def test_a_checkpoint_speaks_on_the_cpu_unless_a_device_is_named(folder, monkeypatch):
+    """Another device draws other numbers, which must not depend on the machine."""
+    devices = []
+    monkeypatch.setattr(harness, "model_version", lambda model: "1")
+    monkeypatch.setattr(
+        "e2e_tts.pipelines.load_pipeline", lambda model, device, **settings: devices.append(device) or ToneSpeaker()
+    )
+    for out, device in (("first", {}), ("second", {"device": "cuda:0"})):
+        harness.run_evaluation(options(folder, model="m", output_dir=str(folder / out), **device), judges=Judges())
+    assert devices == ["cpu", "cuda:0"]
+    settings = [json.loads((folder / out / "settings.json").read_text()) for out in ("first", "second")]
+    assert [stored.get("device") for stored in settings] == [None, "cuda"]
 
 
 def test_other_settings_are_refused_by_name(folder):

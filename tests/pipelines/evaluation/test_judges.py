@@ -11,6 +11,7 @@ import soundfile
 from evaluation_doubles import RATE, tone
 
 from e2e_tts.pipelines.evaluation import judges
+from e2e_tts.pipelines.evaluation.judge_interface import NoSpeechError
 from e2e_tts.pipelines.evaluation.scoring import corpus_wer, score_transcripts
 from e2e_tts.pipelines.evaluation.speaker_judges import cosine
 
@@ -84,10 +85,11 @@ def test_a_local_x_vector_model_is_a_speaker_judge(tmp_path, speaker_config):
     vector = judge.embed(tone(3 * 24000), 24000)
     assert vector.shape == (12,) and np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert cosine(vector, judge.embed(tone(3 * 24000), 24000)) == pytest.approx(1)
-    with pytest.raises(ValueError, match="silent"):
+    with pytest.raises(NoSpeechError, match="silent"):
         judge.embed(np.zeros(RATE, np.float32), RATE)
-    with pytest.raises(ValueError, match=r"cannot embed a clip of 0\.10 s"):
+    with pytest.raises(ValueError, match=r"cannot embed a clip of 0\.10 s") as refusal:
         judge.embed(tone(RATE // 10), RATE)
+    assert not isinstance(refusal.value, NoSpeechError)
     with pytest.raises(TypeError, match="no option beam_size"):
         judges.load_speaker_judge(str(tmp_path), beam_size=1)
 
@@ -148,6 +150,8 @@ def test_resemblyzer_tells_speakers_apart():
     assert cosine(first, judge.embed(*clip(KATHLEEN[0]))) == pytest.approx(1)
     assert cosine(first, second) > 0.7 > cosine(first, other)
     assert "resemblyzer" in judge.version
+    with pytest.raises(NoSpeechError, match="No speech was found"):
+        judge.embed(tone(RATE), RATE)
 
 
 def test_dnsmos_hears_noise():

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +46,27 @@ def test_page_holds_each_sentence_of_each_system(folders, capsys):
     assert pitches == pytest.approx([200, 200, 400, 400, 600], abs=5)
     # Nothing is fetched from anywhere.
     assert not re.search(r"https?:", text)
+
+
+def test_the_harness_folder_is_a_system_and_its_list_has_the_texts(folders, capsys):
+    (folders / "set.lst").write_text("".join(f"{name}|||Sentence {name}.\n" for name in ("0000", "0001", "0002")))
+    records = [{"name": f"000{index}", "file": f"audio/0000{index}-a.wav"} for index in range(2)]
+    records.append({"name": "0002", "file": None, "error": "It did not end."})
+    (folders / "out" / "audio").mkdir(parents=True)
+    for record in records[:2]:
+        (folders / "out" / record["file"]).write_bytes((folders / "a" / f"{record['name']}.wav").read_bytes())
+    # The last line is what a killed run leaves.
+    lines = "".join(json.dumps(record) + "\n" for record in records) + '{"name": "00'
+    (folders / "out" / "synthesis.jsonl").write_text(lines)
+    page = folders / "listen.html"
+    systems = [f"wavs={folders}/a", f"harness={folders}/out"]
+    listening_page.main(["--texts", f"{folders}/set.lst", "--system", *systems, "--output", str(page)])
+    assert capsys.readouterr().err == f"left empty: harness: there is no recording 0002 in {folders}/out\n"
+    text = page.read_text()
+    pitches = [pitch_of(uri) for uri in re.findall(r'src="(data:[^"]+)"', text)]
+    assert "Sentence 0001." in text and pitches == pytest.approx([200, 200, 400, 400, 600], abs=5)
+    assert (folders / "out" / "synthesis.jsonl").read_text() == lines
+    assert len(listening_page.read_sentences(Path("everyday_en"))) == 200
 
 
 def test_sentences_are_spread_over_the_list():

@@ -1,6 +1,7 @@
 """The study of long texts on constructed speech: order, failures, drift of the voice, the command."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ SAMPLES = [8000 + 100 * number for number in range(len(PARTS))]
 class Reader:
     """Speaks part n as a tone of its own length; the pitch moves by `drift` Hz a part."""
 
-    def __init__(self, drift: float = 0.0, silent: int | None = None) -> None:
-        self.drift, self.silent, self.settings = drift, silent, {}
+    def __init__(self, drift: float = 0.0, silent: int | None = None, parts: list[str] = PARTS) -> None:
+        self.drift, self.silent, self.parts, self.settings = drift, silent, parts, {}
 
     def __call__(self, part: str, **settings: object) -> dict:
-        number, self.settings = PARTS.index(part), settings
+        number, self.settings = self.parts.index(part), settings
         audio = tone(SAMPLES[number], 500.0 + self.drift * number) * (number != self.silent)
         return {"audio": audio.astype(np.float32), "sampling_rate": RATE}
 
@@ -87,6 +88,29 @@ def test_a_sentence_that_comes_twice_is_in_its_place_twice(tmp_path):
     recogniser = KnowingRecogniser({7000: refrain, **dict(zip(SAMPLES, PARTS, strict=True))})
     report = long_text_study.run_study(Refrain(), text, tmp_path, recogniser, SpectrumJudge(), model="reader")
     assert report.parts == 14 and report.in_place.value == 1.0
+
+
+def test_mandarin_is_scored_by_its_characters(tmp_path, monkeypatch):
+    text = "".join(f"有人问起了第{number}只小鸟的事情，可是没有人知道。" for number in "一二三四五六七八九十")
+    parts, asked = split_text(text), []
+    assert len(parts) == 10
+    recogniser = KnowingRecogniser(dict(zip(SAMPLES, ["有人问起了第七只小鸟", *parts[1:]], strict=False)))
+    reader = Reader(parts=parts)
+    reader.processor = SimpleNamespace(frontend="phonemes", language="zh")
+    monkeypatch.setattr(long_text_study, "load_pipeline", lambda model, device: reader)
+    monkeypatch.setattr(long_text_study, "load_speaker_judge", lambda name: SpectrumJudge())
+    monkeypatch.setattr(long_text_study, "load_recogniser", lambda name, language: asked.append(language) or recogniser)
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    arguments = ["--model", "reader", "--text", str(tmp_path / "text.txt"), "--output", str(tmp_path / "out")]
+    long_text_study.main([*arguments, "--language", "zh", "--normaliser", "characters"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert asked == ["zh"] and (report["language"], report["normaliser"]) == ("zh", "characters")
+    assert report["words"] == sum(character.isalnum() for character in text)
+    assert report["wer"]["value"] == pytest.approx(11 / report["words"]) and report["in_place"]["value"] == 0.9
+    table = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| characters, parts |" in table and "| CER, % |" in table
+    with pytest.raises(SystemExit, match="The checkpoint speaks 'zh', and --language is 'en'"):
+        long_text_study.main(arguments)
 
 
 def test_mistakes_are_told(tmp_path, capsys):

@@ -18,6 +18,7 @@ def folder(tmp_path):
     write(tmp_path / "wavs" / "prompt.wav", tone(RATE))
     write(tmp_path / "wavs" / "reference.wav", tone(2 * RATE))
     (tmp_path / "wavs" / "damaged.wav").write_bytes(b"RIFF this is no sound")
+    (tmp_path / "wavs" / "bare.raw").write_bytes(bytes(RATE))
     soundfile.write(tmp_path / "wavs" / "nothing.wav", np.zeros(0, np.float32), RATE)
     return tmp_path
 
@@ -35,9 +36,10 @@ def test_rows_are_read_and_broken_ones_listed(folder):
         "seven|||...",
         "|||No name.",
         "eight|||Without its recording.|wavs/damaged.wav",
+        "nine|What I say.|wavs/bare.raw|Hello.",
     ]
     content = "\ufeff" + "\r\n".join(lines) + "\r\n"
-    (folder / "set.lst").write_bytes(content.encode() + "neun|||schön|".encode("latin-1"))
+    (folder / "set.lst").write_bytes(content.encode() + "zehn|||schön|".encode("latin-1"))
     result = read_list(folder / "set.lst")
     assert [item.name for item in result.utterances] == ["one", "two", "eight"]
     one, two, eight = result.utterances
@@ -54,7 +56,8 @@ def test_rows_are_read_and_broken_ones_listed(folder):
         "line 8": "no samples",
         "line 9": "no letter",
         "line 10": "no name",
-        "line 12": "UTF-8",
+        "line 12": "has no header: make a wav of it first",
+        "line 13": "UTF-8",
     }
     assert list(reasons) == list(expected)
     assert all(part in reasons[place] for place, part in expected.items())
@@ -101,7 +104,7 @@ def test_a_data_set_is_filtered_and_its_sound_read(saved):
     assert read_recording(result.utterances[0].reference.source)[0].size == RATE
     assert result.utterances[1].reference is None and [row.place for row in result.remarks] == ["row 1"]
     assert [row.place for row in result.refused] == ["row 3"]
-    prompted = read_dataset(saved, "train", Columns(name="nothing", prompt="audio", reference="none"))
+    prompted = read_dataset(saved, "train", Columns(name="", prompt="audio", reference=""))
     assert [(item.name, item.reference) for item in prompted.utterances] == [("4", None)]
     assert prompted.utterances[0].prompt is not None
 
@@ -137,5 +140,9 @@ def test_a_damaged_data_set_is_said_in_words(tmp_path):
 def test_what_a_data_set_lacks_is_named(saved):
     with pytest.raises(ValueError, match="no column words; it has id, audio"):
         read_dataset(saved, "test", Columns(text="words"))
+    with pytest.raises(ValueError, match=r"no column adio, sorce; it has id, .*\. Did you mean audio, source\?"):
+        read_dataset(saved, "test", Columns(prompt="adio"), {"sorce": "first"})
+    with pytest.raises(ValueError, match=r"no column speech; it has id, .*split\.$"):
+        read_dataset(saved, "test", Columns(reference="speech"))
     with pytest.raises(ValueError, match="cannot be loaded"):
         read_dataset(saved + "-not-there", "test", Columns())
