@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, PreTrainedModel
 
-import e2e_tts.modeling  # noqa: F401 - AutoModel then knows the modules
+import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 
 
 @torch.no_grad()
