@@ -1,6 +1,7 @@
 """Stage 3 on what the LM itself has drawn: the noise behind draws, and losses of speech without a recording."""
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_policy_loss_is_the_gradient_of_the_expected_reward():
     expected = (joint * reward.flatten()).sum()
     (wanted,) = torch.autograd.grad(expected, scores)
     # A draw's mean log probability is a third of its sum, and the mean over rows a ninth of theirs.
-    loss = policy_loss(scores.expand(9, 3, 4), ids, mask, finished, 27 * joint.detach() * reward.flatten(), 3)
+    loss = policy_loss(scores.expand(9, 3, 4), ids, mask, finished, 27 * joint.detach() * reward.flatten(), 3, 9)
     (got,) = torch.autograd.grad(-loss, scores)
     torch.testing.assert_close(got, wanted)
 
@@ -123,9 +124,35 @@ def test_policy_loss_is_the_gradient_of_the_expected_reward():
 def test_an_end_that_was_forced_is_no_choice_of_the_lm():
     logits = random_tensor(2, 4, 6, seed=3).requires_grad_()
     ids, mask = torch.tensor([[1, 2, 0], [3, 4, 2]]), torch.tensor([[True, True, False], [True, True, True]])
-    policy_loss(logits, ids, mask, torch.tensor([True, False]), torch.tensor([1.0, 1.0]), 5).backward()
+    policy_loss(logits, ids, mask, torch.tensor([True, False]), torch.tensor([1.0, 1.0]), 5, 2).backward()
     taught = logits.grad.abs().sum(dim=-1) > 0
     assert taught.tolist() == [[True, True, True, False], [True, True, True, False]]
+
+
+def test_every_token_of_a_long_draw_counts_as_much_as_one_of_a_short_draw():
+    ids, lengths = torch.zeros(3, 8, dtype=torch.long), torch.tensor([8, 4, 2])
+    mask, finished = torch.arange(8) < lengths[:, None], torch.zeros(3, dtype=torch.bool)
+    for draws, expected in ((3, (3 / 14, 3 / 14, 3 / 14)), (1, (1 / 8, 1 / 4, 1 / 2))):
+        logits = torch.zeros(3, 9, 4).requires_grad_()
+        policy_loss(logits, ids, mask, finished, torch.ones(3), 3, draws).backward()
+        of_tokens = -logits.grad[:, 0, 0] * 3 / 0.75  # d log p / d logit is 1 - p, and the rows' mean divides by 3
+        torch.testing.assert_close(of_tokens, torch.tensor(expected))
+
+
+def test_a_draw_that_never_ends_is_the_worst_of_its_text():
+    model = make_composite().train()
+    batch = training_batch()
+    own = drawn_speech(model, (7, 11, 5, 9, 8, 12), batch["text_mask"].repeat_interleave(3, dim=0))
+    own.draws = 3
+    seen = []
+    for finished in (True, False):
+        own.finished[2] = finished
+        model.zero_grad()
+        with patch("e2e_tts.modeling.modeling_e2e_tts.advantages", wraps=advantages) as spy:
+            model(**batch, true_losses=(), predicted_losses=("policy",), own_history=own)
+        seen.append(advantages(*spy.call_args.args).view(2, 3))
+    assert seen[0][0].argmax() == 2 and seen[1][0].argmin() == 2  # it would be the best if it ended
+    torch.testing.assert_close(seen[0][1], seen[1][1])
 
 
 def test_whole_draws_teach_the_lm_alone():
