@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-# Of a draw that cannot be what its text says: it is too short for the labels, or never ends. In the units of the losses.
+# Of a draw that cannot be what its text says, too short for its labels or without an end, in the units of the losses.
 WORST = 5.0
 # Draws of one text that differ by less than this, in the units of the losses, hardly teach anything.
 LEAST_SPREAD = 0.1

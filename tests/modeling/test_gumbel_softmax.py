@@ -151,7 +151,8 @@ def test_a_draw_that_never_ends_is_the_worst_of_its_text():
         with patch("e2e_tts.modeling.modeling_e2e_tts.advantages", wraps=advantages) as spy:
             model(**batch, true_losses=(), predicted_losses=("policy",), own_history=own)
         seen.append(advantages(*spy.call_args.args).view(2, 3))
-    assert seen[0][0].argmax() == 2 and seen[1][0].argmin() == 2  # it would be the best if it ended
+    # It would be the best if it ended; others of this untrained model are as bad as can be too.
+    assert seen[0][0].argmax() == 2 and seen[1][0, 2] == seen[1][0].min() < 0
     torch.testing.assert_close(seen[0][1], seen[1][1])
 
 
