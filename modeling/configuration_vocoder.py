@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, SpeechT5HifiGanConfig
 
 from .audio_features import MelSpec
@@ -15,6 +16,7 @@ HIFIGAN_DEFAULTS = {
 }
 
 
+@strict
 class VocoderConfig(PreTrainedConfig):
     r"""
     Configuration of the vocoder: natural-log mel (as `MelSpectrogram` gives it, not normalised) -> waveform.
@@ -51,14 +53,14 @@ class VocoderConfig(PreTrainedConfig):
     kernel_size: int = 7
     istft_n_fft: int = 1280
     istft_hop_length: int | None = None
-    max_log_magnitude: float = 7.0
+    max_log_magnitude: float | int = 7.0
     phase_prior_iterations: int = 0
     refine_layers: int = 0
     refine_size: int = 128
     refine_n_fft: int = 320
     refine_hop_length: int = 80
     hifigan: dict | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()

@@ -246,3 +246,35 @@ def test_temperature_sharpens():
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="top_k >= 1"):
         RepetitionAwareSampling(**settings)
+
+
+@pytest.mark.parametrize("positions", ["sequential", "aligned"])
+def test_padding_of_a_text_may_be_on_either_side(positions):
+    lm = make_lm(text_positions=positions)
+    text, voice = random_ids(1, 5, low=1, high=20), random_tensor(1, SPEAKER_DIM)
+    codes = lm.quantizer.indices_to_codes(random_ids(1, 7, high=20))
+    whole = lm(text, None, codes, speaker_embedding=voice, tokens_per_symbol=torch.tensor([1.5])).logits
+    for rate in (torch.tensor([1.5]), torch.full((1, 8), 1.5)):
+        for side in ((3, 0), (0, 3)):
+            padded, mask = (torch.nn.functional.pad(row, side) for row in (text, torch.ones_like(text)))
+            logits = lm(padded, mask, codes, speaker_embedding=voice, tokens_per_symbol=rate).logits
+            torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_loss_is_a_mean_over_the_codes_that_have_labels():
+    lm = make_lm()
+    text, ids = random_ids(1, 5, low=1, high=20), random_ids(1, 8, high=20)
+    inputs = (text, None, lm.quantizer.indices_to_codes(ids), None)
+    output = lm(*inputs, ids.masked_fill(torch.arange(8) >= 3, -100))
+    predicted = output.logits.log_softmax(dim=-1)[0]
+    losses = [-predicted[place, ids[0, place]] for place in range(3)] + [-predicted[8, lm.end_token_id]]
+    torch.testing.assert_close(output.loss, torch.stack(losses).mean())
+
+
+def test_only_the_positions_that_are_asked_for_are_scored():
+    lm = make_lm()
+    ids = random_ids(1, 6, high=20)
+    logits = lm(input_ids=ids).logits
+    assert logits.shape[1] == 6
+    torch.testing.assert_close(lm(input_ids=ids, logits_to_keep=2).logits, logits[:, -2:])
+    torch.testing.assert_close(lm(input_ids=ids, logits_to_keep=torch.tensor([1, 4])).logits, logits[:, [1, 4]])

@@ -133,3 +133,13 @@ def test_sliding_attention_is_refused():
     lm.model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ValueError, match="sliding_attention"):
         lm.generate_codes(random_ids(1, 3, low=1, high=20), None, None, torch.tensor([2.0]))
+
+
+def test_speaking_during_training_with_gradient_checkpointing():
+    lm = build()
+    text, voice, rate = random_ids(1, 5, low=1, high=20), random_tensor(1, SPEAKER_DIM), torch.tensor([2.0])
+    expected = lm.generate_codes(text, None, voice, rate, temperature=0.0).ids
+    lm.train()
+    lm.gradient_checkpointing_enable()
+    assert torch.equal(lm.generate_codes(text, None, voice, rate, temperature=0.0).ids, expected)
+    assert lm.model.training
