@@ -14,12 +14,13 @@ from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 
 from e2e_tts.modeling import E2ETTSModel
 
 from .built_in_voices import load_voices
 from .recipe_parts import LoraRecipe, RecipeError
+from .saving import save_checkpoint
 
 CONFORMER_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "linear1", "linear2"]
 DEFAULT_TARGETS = {
@@ -87,9 +88,7 @@ def save_merged(adapted: PeftModel, folder: str | Path) -> E2ETTSModel:
     """
     base = adapted.get_base_model().name_or_path
     model = adapted.merge_and_unload()
-    model.save_pretrained(folder)
-    if (Path(base) / "processor_config.json").is_file():
-        AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    save_checkpoint(model, base, folder)
     return model
 
 

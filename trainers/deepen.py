@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from e2e_tts.modeling import E2ETTSModel
+
+from .saving import save_checkpoint
 
 CONFORMER_OUTPUTS = ("feed_forward1.linear2", "self_attn.o_proj", "conv.pointwise_conv2", "feed_forward2.linear2")
 # For each module: the part of its configuration that counts the layers, the stack's place in the module, and the
@@ -86,9 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         model = deepen(model, dict(options.layers))
     except ValueError as error:
         sys.exit(str(error))
-    model.save_pretrained(options.output)
-    if (Path(options.model) / "processor_config.json").is_file():
-        AutoProcessor.from_pretrained(options.model).save_pretrained(options.output)
+    save_checkpoint(model, options.model, options.output)
     print(f"{options.output}: {sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters")
 
 

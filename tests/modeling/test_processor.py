@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from e2e_tts.modeling import english_frontend
+from e2e_tts.modeling.abbreviations import sentence_goes_on
 from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.feature_extraction_e2e_tts import TextToSpeechFeatureExtractor
 from e2e_tts.modeling.phoneme_symbols import ENGLISH_PHONEMES
@@ -109,6 +110,43 @@ def test_inventory_covers_lexicon_and_guesser():
         ("example.com", "example dot com"),
         ("v1.2.3", "v one dot two dot three"),
         ("10th-century", "tenth century"),
+        # Lists.
+        ("Seats 12,13 and 14", "Seats twelve, thirteen and fourteen"),
+        ("in 2019,2020 and 2021", "in twenty nineteen, twenty twenty and twenty twenty one"),
+        ("Chapters 4,5", "Chapters four, five"),
+        ("1,2,3", "one, two, three"),
+        ("pages 1-3,5-7", "pages one to three, five to seven"),
+        ("Time:5 pm", "Time: 5 pm"),
+        ("Price:$5", "Price: five dollars"),
+        ("apples,5 pears;6 plums", "apples, five pears; six plums"),
+        ("5%,6%", "five percent, six percent"),
+        ("In 2019,the year", "In twenty nineteen, the year"),
+        ("the 1st/2nd prize and the 3rd/4th", "the first second prize and the third fourth"),
+        ("1st,2nd and 3rd", "first, second and third"),
+        (
+            "1,50,000 and 1,234.56",
+            "one hundred and fifty thousand and one thousand two hundred and thirty four point five six",
+        ),
+        ("$1,50 at 12:30", "one dollar fifty cents at twelve thirty"),
+        ("ann.lee@example.com", "ann dot lee at example dot com"),
+        # Telephone numbers.
+        ("call 555-0199", "call five five five, zero one nine nine"),
+        ("(555) 123-4567", "five five five, one two three, four five six seven"),
+        ("212.555.0199: call", "two one two, five five five, zero one nine nine: call"),
+        ("+1 555 123 4567", "plus one, five five five, one two three, four five six seven"),
+        ("tel:1-800-555-0199", "tel: one, eight zero zero, five five five, zero one nine nine"),
+        ("+44 20 7946 0958", "plus four four, two zero, seven nine four six, zero nine five eight"),
+        ("020 7946 0958", "zero two zero, seven nine four six, zero nine five eight"),
+        ("07700 900123", "zero seven seven zero zero, nine zero zero one two three"),
+        ("01 23 45 67 89", "zero one, two three, four five, six seven, eight nine"),
+        ("Call me at 234-1500", "Call me at two three four, one five zero zero"),
+        ("100-200 and 500-1000", "one hundred to two hundred and five hundred to one thousand"),
+        (
+            "1990-2000 and 476-1453",
+            "nineteen ninety to two thousand and four hundred and seventy six to fourteen fifty three",
+        ),
+        ("$500-1000", "five hundred to one thousand dollars"),
+        ("2024-05-01, 100-98", "May first, twenty twenty four, one hundred ninety eight"),
         # Units beside names and acronyms.
         ("In 2019 Ms. Jones", "In twenty nineteen Ms. Jones"),
         ("In 2008 SEC rules", "In 2008 S E C rules"),
@@ -158,8 +196,11 @@ def test_inventory_covers_lexicon_and_guesser():
         ("5-10%", "five to ten percent"),
         ("1914-18", "nineteen fourteen to eighteen"),
         ("9:30-11:00", "9:30 to 11:00"),
+        ("at 17:00.", "at seventeen hundred."),
+        ("13:05-17:30h", "thirteen oh five to seventeen thirty h"),
+        ("12:00 and 5:00 pm", "twelve and five P M"),
         ("2020-05-03", "May third, twenty twenty"),
-        ("555-1234, 3-2", "five hundred and fifty five twelve thirty four, three two"),
+        ("555-1234, 3-2", "five five five, one two three four, three two"),
         # Numbers.
         ("1,234", "one thousand two hundred and thirty four"),
         ("12345 and 1,005", "twelve thousand three hundred and forty five and one thousand and five"),
@@ -167,7 +208,30 @@ def test_inventory_covers_lexicon_and_guesser():
         ("1998 and 1,000,000", "nineteen ninety eight and one million"),
         ("Python 3.10", "Python three point one zero"),
         ("Version 2.0", "Version two point zero"),
+        ("2/3rds, 3/4ths", "two thirds, three quarters"),
+        ("2 2/3rds cups, 1/16th", "two and two thirds cups, one sixteenth"),
+        ("2.5bn people, 3m and 5bn/year", "two point five billion people, three meters and five billion per year"),
         ("3.14 and .5", "three point one four and zero point five"),
+        # Roman numerals.
+        ("Queen Elizabeth II died", "Queen Elizabeth the second died"),
+        ("King Charles III", "King Charles the third"),
+        ("Louis XIV's", "Louis the fourteenth's"),
+        ("Pope John XXIII of Rome", "Pope John the twenty third of Rome"),
+        ("Pope John Paul II", "Pope John Paul the second"),
+        ("KING BHUMIBOL IX RULED", "King Bhumibol the ninth ruled"),
+        ("Henry VI, Part II, begins", "Henry the sixth, Part two, begins"),
+        ("Super Bowl LVIII was", "Super Bowl fifty eight was"),
+        ("World War II ended", "World War two ended"),
+        ("Chapter IV, Vol. IX", "Chapter four, Volume nine"),
+        ("World Wars I and II were", "World Wars one and two were"),
+        ("Chapters II, III and IV are", "Chapters two, three and four are"),
+        ("Acts I-III of it", "Acts one to three of it"),
+        ("Rocky II and type II diabetes", "Rocky two and type two diabetes"),
+        ("Malcolm X and I", "Malcolm ex and I"),
+        ("Take XL, Give IV fluids", "Take X L, Give I V fluids"),
+        # Hyphens.
+        ("Wi-Fi and WI-FI's", "wifi and wifi's"),
+        ("X-ray, Spider-Man", "X ray, Spider Man"),
         # Signs.
         ("C# or F#", "C sharp or F sharp"),
         ("3*4 = 12", "three times four equals twelve"),
@@ -188,6 +252,20 @@ def test_inventory_covers_lexicon_and_guesser():
         ("We love St. Peter", "We love Saint Peter"),
         ("Visit St. Petersburg", "Visit Saint Petersburg"),
         ("12 Main St. and", "twelve Main Street and"),
+        ("12 Elm Dr. is", "twelve Elm Drive is"),
+        ("12 N. Elm Dr., Springfield", "twelve N Elm Drive, Springfield"),
+        ("Room 5 Good Dr. Evans", "Room five Good doctor Evans"),
+        ("In 2020 Dr. Smith", "In twenty twenty doctor Smith"),
+        ("Sept 11, Dec 25", "September eleven, December twenty five"),
+        ("Jan 5 or Mar 5th", "January five or March fifth"),
+        ("Jun. 5, Mar. 5, Jan 2020", "June five, March five, January twenty twenty"),
+        ("Mar 32 and Jan said", "Mar thirty two and Jan said"),
+        ("Mon. morning, Wed. 5", "Monday morning, Wednesday five"),
+        ("Mon. Jan. 5", "Monday January five"),
+        ("They wed. He left", "they wed. He left"),
+        ("Lt. Col. Smith, Rep. Jones", "lieutenant colonel Smith, representative Jones"),
+        ("Ft. Worth, 6 Ft. tall", "Fort Worth, six feet tall"),
+        ("In 2012 Ft. Worth", "In twenty twelve Fort Worth"),
         ("Acme Inc. She left", "Acme Incorporated. She left"),
         ("Acme Inc. of Boston", "Acme Incorporated of Boston"),
         ("lamps, etc. They", "lamps, et cetera. They"),
@@ -225,6 +303,8 @@ def test_deterministic_and_uncached_equal(frontend):
         ("This is plan B.", "It is good"),
         ("She lives in the U.S.", "He does not"),
         ("She lives on Main St.", "He does not"),
+        ("She lives at 12 Elm Dr.", "He does not"),
+        ("She left on Wed.", "He did not"),
         ("She works for Acme Inc.", "Bob does not"),
     ],
 )
@@ -237,6 +317,23 @@ def test_abbreviations_end_sentences(frontend, first, second):
 )
 def test_abbreviations_within_sentences(frontend, text):
     assert frontend(text).count(".") == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "goes_on"),
+    [
+        ("He met Dr", "Smith was", True),
+        ("She lives at 12 Elm Dr", "He does", False),
+        ("We saw Col", "Smith there", True),
+        ("We drove to Ft", "Worth and", True),
+        ("He is 6 Ft", "The others", False),
+        ("We left on Wed", "Then it", False),
+        ("It was on Mon", "morning", True),
+        ("It was on Jun", "5 or", True),
+    ],
+)
+def test_where_full_stops_stand_within_sentences(before, after, goes_on):
+    assert sentence_goes_on(before, after) == goes_on
 
 
 def test_no_pause_inside_numbers(frontend):
@@ -416,6 +513,10 @@ def test_extractor_settings(tmp_path):
 
 def test_text_ids(processor):
     batch = processor(text=["Hello world.", "Hi."], return_tensors="pt")
+    same = processor(text=["Hello world.", "Hi."], return_tensors="pt", padding=True)
+    assert torch.equal(same["text_ids"], batch["text_ids"])
+    with pytest.raises(ValueError, match="longest"):
+        processor(text=["Hello world.", "Hi."], padding="max_length")
     assert batch["text_ids"].shape == (2, 10) and batch["text_mask"].dtype == torch.bool
     assert batch["text_mask"].sum(1).tolist() == [10, 3]
     assert not batch["text_ids"][1, 3:].any()

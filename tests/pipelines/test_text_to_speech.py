@@ -1,5 +1,6 @@
 """The pipeline, long texts, and releases with voices."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,19 @@ def test_split_text():
     parts = split_text(long)
     assert all(len(part) <= MAX_CHARACTERS for part in parts)
     assert " ".join(parts).split() == long.split()
+
+
+def test_a_long_text_in_one_go_is_warned_of(pipe):
+    text = "This is a sentence of some words that is long enough. " * 4
+    with pytest.warns(UserWarning, match="speak_long"):
+        pipe.preprocess(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.preprocess(text[:MAX_CHARACTERS])
+        speech = pipe.speak_long(text[:108], seed=0, num_steps=1, pause_seconds=0.5)
+    assert np.array_equal(
+        speech["audio"], speak_long(pipe, text[:108], seed=0, num_steps=1, pause_seconds=0.5)["audio"]
+    )
 
 
 def test_long_text_is_joined_with_pauses(pipe):

@@ -1,5 +1,7 @@
 """Deeper modules: the new layers change nothing at first (in a Conformer they normalise once more), and they learn."""
 
+import json
+
 import pytest
 import torch
 from factories import SPEAKER_DIM, make_composite, random_mel, shaken, training_batch
@@ -60,14 +62,18 @@ def test_every_branch_of_a_new_layer_learns(model, name) -> None:
     assert all(new.get_parameter(key).grad.abs().sum() > 0 for key in silent)
 
 
-def test_the_command_writes_a_checkpoint(model, tmp_path, capsys) -> None:
+def test_the_command_writes_a_checkpoint(model, processor, tmp_path, capsys) -> None:
     model.save_pretrained(tmp_path / "small")
+    processor.save_pretrained(tmp_path / "small")
     main(["--model", str(tmp_path / "small"), "--layers", "lm=3", "encoder=2", "--output", str(tmp_path / "deep")])
     assert "M parameters" in capsys.readouterr().out
     deeper = AutoModel.from_pretrained(tmp_path / "deep").eval()
     assert deeper.config.encoder_config.encoder_config.num_hidden_layers == 2
     assert deeper(**training_batch()).loss_lm.isfinite()
     assert torch.equal(spoken(deeper), spoken(model))
+    # transformers alone finds the pipeline with its settings, as in a release.
+    assert "custom_pipelines" in json.loads((tmp_path / "deep" / "config.json").read_text())
+    assert (tmp_path / "deep" / "text_to_speech.py").is_file()
 
 
 def test_mistakes_are_named(model, tmp_path, capsys) -> None:
