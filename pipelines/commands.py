@@ -5,6 +5,7 @@ take seconds to import are imported once everything that can be checked without 
 """
 
 import argparse
+import codecs
 import io
 import json
 import re
@@ -33,6 +34,11 @@ def find_model(name: str | None) -> str:
             return name
         if _HUB_NAME.fullmatch(name) and not Path(name).exists():
             return name
+        if (Path(name) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{name} holds an adapter, which speaks once it is merged into its checkpoint: "
+                f"python -m e2e_tts.trainers.adapters --adapter {name} --output MERGED"
+            )
         raise ValueError(f"{name} is not a checkpoint: it has no config.json.")
     places = [Path(__file__).resolve().parents[1] / DEFAULT_MODEL, Path.cwd() / DEFAULT_MODEL]
     for place in places:
@@ -85,8 +91,8 @@ def speak(options: argparse.Namespace) -> None:
     audio_format = checked_format(options.output, options.format)
     text: str | Iterator[str] = options.text
     if options.text == STANDARD:
-        # One character at a time: a longer read would wait for more of a text that is still being written.
-        text = iter(lambda: sys.stdin.read(1), "") if options.stream else sys.stdin.read()
+        # One byte at a time: a longer read would wait for more of a text that is still being written.
+        text = input_text(1) if options.stream else "".join(input_text())
     if isinstance(text, str) and not text.strip():
         raise ValueError("The text is empty.")
     check_one_voice(options)
@@ -180,8 +186,9 @@ def detokenize(options: argparse.Namespace) -> None:
     check_one_voice(options)
     formats, plan = plan_audio(options)
     if [source for source, _ in plan] == [STANDARD]:
+        line = "".join(input_text())
         try:
-            tokens = {STANDARD: SpeechTokens.from_json(sys.stdin.read())}
+            tokens = {STANDARD: SpeechTokens.from_json(line)}
         except ValueError as error:
             raise ValueError(f"Standard input is not what e2e-tts tokenize prints: {error}") from error
     else:
@@ -274,6 +281,32 @@ def find_voice(pipe: Any, options: argparse.Namespace) -> Any:
 
 def decoder_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("seed", "num_steps", "guidance", "decoder_temperature")}
+
+
+def input_text(size: int = -1) -> Iterator[str]:
+    """Standard input as text, in reads of `size` bytes or whole: UTF-8, or what a byte-order mark at its start says.
+
+    Raises ValueError for anything else, whatever the locale would take it for: read wrongly it would be spoken as
+    rubbish.
+    """
+    source = sys.stdin.buffer
+    head = source.read(1)
+    if head in (codecs.BOM_UTF16_LE[:1], codecs.BOM_UTF16_BE[:1]):
+        head += source.read(1)
+    encoding = "utf-16" if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+    try:
+        for data in chain([head], iter(lambda: source.read(size), b"")):
+            text = decoder.decode(data)
+            if "\0" in text:  # UTF-16 without its mark
+                raise ValueError("it holds bytes of 0")
+            if text:
+                yield text
+        yield decoder.decode(b"", final=True)
+    except ValueError as error:
+        reason = getattr(error, "reason", error)
+        message = f"Standard input is not UTF-8 text ({reason}): convert it, with iconv -f ITS-ENCODING -t UTF-8 say."
+        raise ValueError(message) from error
 
 
 def read_recording(source: str) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from e2e_tts.trainers.recipe import load_recipe
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -40,6 +42,14 @@ def test_recipes_that_are_named_exist():
     assert RECIPES
     for name in RECIPES:
         assert (ROOT / "trainers" / "recipes" / f"{name}.yaml").is_file(), name
+
+
+def test_a_new_voice_is_learned_from_what_the_commands_before_have_written():
+    commands = re.search(r"  ```text\n(.*--recipe small_finetune_voice.*?)```", TEXT, re.DOTALL).group(1)
+    prepared, annotated = re.findall(r"--output (runs/data/\S+)", commands)
+    data = load_recipe("small_finetune_voice").data
+    assert f"--data {prepared} " in commands and data.folders == [annotated]
+    assert data.eval_rows == 0, "prepare has held nothing out"
 
 
 def test_links_lead_somewhere():

@@ -23,14 +23,13 @@ def mean_voice(rows: Dataset, token_rate: float) -> tuple[torch.Tensor, float]:
     return torch.nn.functional.normalize(embedding, dim=-1), float(rates.mean())
 
 
-def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> None:
-    """Stores built-in voices in the model beside those it has: name -> SOURCE[:SPEAKER] of the rows, "*" for all. The
-    first of them becomes the default.
+def rows_of_voices(rows: Dataset, voices: dict[str, str]) -> dict[str, np.ndarray]:
+    """Name of a voice -> its rows: SOURCE[:SPEAKER], "*" for all.
 
     Raises RecipeError, naming what there is, for a source or speaker without rows.
     """
     sources, speakers = np.asarray(rows["source"][:]), np.asarray(rows["speaker"][:])
-    embeddings, rates = {}, {}
+    found = {}
     for name, place in voices.items():
         source, _, speaker = place.partition(":")
         chosen = np.full(len(sources), True) if source == "*" else sources == source
@@ -39,8 +38,17 @@ def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> Non
         if not chosen.any():
             there = sorted({f"{a}:{b}" for a, b in zip(sources, speakers, strict=True)})
             raise RecipeError(f"voices.{name}: no training rows of {place!r}; there are {there[:20]}.")
-        members = rows.select(np.flatnonzero(chosen))
-        embeddings[name], rates[name] = mean_voice(members, model.config.encoder_config.token_rate)
+        found[name] = np.flatnonzero(chosen)
+    return found
+
+
+def add_voices(model: E2ETTSModel, rows: Dataset, voices: dict[str, str]) -> None:
+    """Stores built-in voices in the model beside those it has: name -> rows, as `rows_of_voices` finds them. The first
+    of them becomes the default. Raises RecipeError as it does."""
+    embeddings, rates = {}, {}
+    for name, members in rows_of_voices(rows, voices).items():
+        token_rate = model.config.encoder_config.token_rate
+        embeddings[name], rates[name] = mean_voice(rows.select(members), token_rate)
     for index, (name, rate) in enumerate(model.config.voices.items()):
         if name not in embeddings:
             embeddings[name], rates[name] = model.voice_embeddings[index], rate

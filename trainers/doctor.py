@@ -20,19 +20,22 @@ import numpy as np
 import psutil
 import torch
 from accelerate.utils import parse_flag_from_env
+from datasets import Dataset
 from transformers import AutoConfig, AutoModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from e2e_tts.modeling import E2ETTSModel
+from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel
 from e2e_tts.modeling.audio_features import MelSpec
 
+from .built_in_voices import rows_of_voices
 from .data.speech_data import Collator, MixtureBatches, check_annotated, check_rate, load_prepared, rows_of_all_sources
 from .data.style_labels import check_labels, labelled_rows
 from .learning import choose_what_learns
 from .memory_reuse import keep_freed_memory
+from .own_draws import check_voices
 from .recipe import LOSS_NAMES, Recipe, VocoderRecipe, add_override_option, load_recipe
 from .sharding import REQUESTS
 from .stage_trainers import SpeechTrainer, loss_key, source_counts
-from .train import build_trainer, build_vocoder, build_vocoder_trainer, training_arguments
+from .train import build_trainer, build_vocoder, build_vocoder_trainer, missing_starts_named, training_arguments
 
 SAMPLED_ROWS, SAMPLED_BATCHES = 2000, 200
 MOST_PADDING = 0.1
@@ -87,8 +90,9 @@ class StepTimes(TrainerCallback):
 
 
 def meta_model(recipe: Recipe) -> E2ETTSModel:
-    """The recipe's model without its weights. Raises ValueError, naming both values, for parts that do not fit."""
-    with torch.device("meta"):
+    """The recipe's model without its weights. Raises RecipeError for parts that are not there, and ValueError, naming
+    both values, for those that do not fit."""
+    with torch.device("meta"), missing_starts_named(recipe):
         model = E2ETTSModel(recipe.start_config())
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_config(AutoConfig.from_pretrained(folder)))
@@ -133,14 +137,10 @@ def examine_model(recipe: Recipe, arguments: TrainingArguments, report: Report) 
     return model
 
 
-def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArguments, report: Report) -> None:
-    """Folders, columns, rates, vocabularies, shares of the sources, and padding."""
-    data, config = recipe.data, model.config
-    rows = load_prepared(data.folders, "train")
-    check_annotated(rows)
+def examine_for_model(recipe: Recipe, rows: Dataset, config: E2ETTSConfig, report: Report) -> None:
+    """Whether the training rows are made for the model: rates, vocabularies, embeddings, voices."""
     with report.attempt("data"):
         check_rate(rows, Collator.for_model(config).audio_spec.sampling_rate)
-    sources = np.asarray(rows["source"][:])
     some = np.random.default_rng(0).permutation(len(rows))[:SAMPLED_ROWS]
     sampled = rows.select_columns(["text_ids", "ctc_labels", "speaker_embedding"]).select(some)
     for column, size, entry in (
@@ -153,18 +153,31 @@ def examine_data(recipe: Recipe, model: E2ETTSModel, arguments: TrainingArgument
     width, expected = len(sampled[0]["speaker_embedding"]), config.speaker_config.embedding_size
     if width != expected:
         report.problem("data", f"speaker_embedding has {width} values, the model's are {expected}: annotate again.")
+    with report.attempt("voices"):
+        check_voices({**recipe.voices, **config.voices}, recipe)
 
+
+def examine_data(recipe: Recipe, model: E2ETTSModel | None, arguments: TrainingArguments, report: Report) -> None:
+    """Folders, columns, sources' shares and padding; and what the model asks for, where there is one."""
+    data = recipe.data
+    rows = load_prepared(data.folders, "train")
+    check_annotated(rows)
+    if model is not None:
+        examine_for_model(recipe, rows, model.config, report)
+    with report.attempt("voices"):
+        rows_of_voices(rows, recipe.voices)
     with report.attempt("styles"):
         check_labels(rows, recipe.styles)
+        known = {} if model is None else model.config.styles
         for name, count in labelled_rows(rows).items():
-            if name in config.styles:
-                report.ok("styles", f"{name}: {config.styles[name]} levels, {count} rows have a label")
+            if name in known:
+                report.ok("styles", f"{name}: {known[name]} levels, {count} rows have a label")
 
     weights = data.weights or source_counts(rows, data.max_seconds)
     batches = MixtureBatches(
         rows, weights, SAMPLED_BATCHES, arguments.seed, data.seconds_per_batch, data.max_rows, data.max_seconds
     )
-    seconds = np.asarray(rows["seconds"][:])
+    seconds, sources = np.asarray(rows["seconds"][:]), np.asarray(rows["source"][:])
     drawn = [seconds[batch] for batch in batches]
     per_step = arguments.gradient_accumulation_steps * arguments.world_size * statistics.fmean(map(len, drawn))
     for source, weight in weights.items():
@@ -248,10 +261,11 @@ def examine(recipe: Recipe | VocoderRecipe, steps: int, report: Report) -> None:
                 report.ok("model", f"{config.architecture}, {MelSpec.from_dict(config.mel)}")
             build = build_vocoder_trainer
         else:
+            model = None
             with report.attempt("model"):
                 model = examine_model(recipe, arguments, report)
-                with report.attempt("data"):
-                    examine_data(recipe, model, arguments, report)
+            with report.attempt("data"):
+                examine_data(recipe, model, arguments, report)
             short = dataclasses.replace(short, samples=dataclasses.replace(recipe.samples, every=0))
             build = build_trainer
         if report.problems or not steps:

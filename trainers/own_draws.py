@@ -1,5 +1,7 @@
 """Has the LM speak the texts of a batch, for the losses of stage 3 on its own history."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
@@ -13,12 +15,12 @@ from .sharding import gathered
 VOICE = 26  # salt of the draws of voice and rate
 
 
-def check_voices(model: E2ETTSModel, recipe: Recipe) -> None:
-    """Raises RecipeError where the recipe has voices speak that the model does not have."""
+def check_voices(built_in: Collection[str], recipe: Recipe) -> None:
+    """Raises RecipeError where the recipe has voices speak that are not among those of the model."""
     voices = [] if recipe.own_history is None else recipe.own_history.voices
-    if missing := sorted(set(voices) - set(model.config.voices)):
+    if missing := sorted({*voices} - {*built_in}):
         raise RecipeError(
-            f"own_history.voices: {missing} are not built in; the model has {[*model.config.voices]}. Name these, or "
+            f"own_history.voices: {missing} are not built in; the model has {[*built_in]}. Name these, or "
             "none, to have each row's own speaker."
         )
 

@@ -385,7 +385,7 @@ class EndToEndTrainer(SpeechTrainer):
             raise ValueError(f"Stage 3 keeps tokenizer and reward model frozen: take {sorted(frozen)} out of train.")
         if recipe.kl and reference_lm is None:
             reference_lm = copy.deepcopy(model.lm)  # before it gets adapters
-        check_voices(model, recipe)
+        check_voices(model.config.voices, recipe)
         super().__init__(model, recipe, *args, **kwargs)
         self.has_drawn = False
         self.reference_lm = None

@@ -6,8 +6,10 @@ A run that was stopped, at any moment, goes on from its last whole checkpoint wh
 """
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -42,7 +44,7 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
             "An adapter folder is loaded onto the checkpoint that init names, and here the model is another one: save "
             "the model with its modules first and name that folder in init, or set lora.merged=true."
         )
-    try:
+    with missing_starts_named(recipe):
         if recipe.init is None:
             model = E2ETTSModel(recipe.start_config())
         elif recipe.text_vocab_size is None:
@@ -56,6 +58,16 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
             )
         for name, folder in recipe.init_modules.items():
             model.replace_module(name, AutoModel.from_pretrained(folder))
+    model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])
+    return model
+
+
+@contextlib.contextmanager
+def missing_starts_named(recipe: Recipe) -> Iterator[None]:
+    """Raises RecipeError for an OSError about a folder to start from: a path that is not there looks like a name on the
+    Hub, and transformers speaks of that alone."""
+    try:
+        yield
     except OSError as error:
         places = [place for place in (recipe.init, *recipe.init_modules.values()) if place is not None]
         missing = [place for place in places if not Path(place).is_dir()] or places
@@ -63,8 +75,6 @@ def build_model(recipe: Recipe) -> E2ETTSModel:
             f"init: {' or '.join(missing)} cannot be loaded. Is the stage before this one done, or the name right? "
             f"({str(error).splitlines()[0]})"
         ) from error
-    model.add_styles(recipe.styles, [name for name in ("lm", "decoder") if name in recipe.train])
-    return model
 
 
 def training_arguments(recipe: Recipe | VocoderRecipe, output_dir: str, max_steps: int | None) -> TrainingArguments:

@@ -250,6 +250,7 @@ def test_a_released_checkpoint_takes_pronunciations():
 def test_pronunciations_of_mandarin(frontend):
     # Taken as they are: no sandhi, and no boundary to the Mandarin around.
     assert frontend("{ni3 hao3}世界") == "n- -i 3 h- -ao 3 sh- -i 4 j- -ie 4 ."
+    assert frontend("{ni3hao3}世界") == frontend("{ni3 hao3}世界")
     assert frontend("银{xing2}") == "-in 2 x- -ing 2 ."
     assert frontend("你好{HH AH0 L OW1}吗") == "n- -i 2 h- -ao 3 | h ə l ˈoʊ | m- -a 5 ."
     assert frontend("{ni3 hao3} 3") == "n- -i 3 h- -ao 3 s- -an 1 ."

@@ -486,7 +486,7 @@ def test_resampling_keeps_duration_and_pitch():
         (noise(1), 48000, "too short"),
         (noise(30.5), 16000, "too long"),
         (np.zeros((20, 16000)), 16000, "list of arrays"),
-        (np.zeros(0), 16000, "shape"),
+        (np.zeros(0), 16000, "empty"),
         ([], 16000, "empty list"),
         (np.zeros(16000, dtype=np.uint8), 16000, "uint8"),
     ],

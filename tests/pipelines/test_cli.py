@@ -280,6 +280,37 @@ def test_standard_input_that_is_something_else(folder, tmp_path, capsys, monkeyp
             assert "Standard input" in last_error(capsys)
 
 
+@pytest.mark.parametrize("size", [-1, 1])
+def test_text_of_standard_input_is_what_was_written(monkeypatch, size):
+    text = "Ein Käse, «naïve».\n\nUnd 孩子们。\n"
+    for data in (
+        text.encode(),
+        text.encode("utf-8-sig"),
+        text.encode("utf-16"),
+        b"\xfe\xff" + text.encode("utf-16-be"),
+    ):
+        give_input(monkeypatch, data)
+        assert "".join(commands.input_text(size)) == text
+    give_input(monkeypatch, b"One.\r\n\r\nTwo.\r")
+    assert "".join(commands.input_text(size)) == "One.\n\nTwo.\n"
+
+
+@pytest.mark.parametrize("options", [[], ["--stream"]])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "gbk"])
+def test_text_that_is_not_utf_8_is_not_spoken(folder, tmp_path, capsys, monkeypatch, options, encoding):
+    monkeypatch.chdir(tmp_path)
+    give_input(monkeypatch, ("孩子们" if encoding == "gbk" else "Une fête à Noël.").encode(encoding))
+    assert cli.main(["speak", "-", "-o", "out.wav", "--model", str(folder), *options]) == 1
+    assert "Standard input is not UTF-8 text" in last_error(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_is_merged_before_it_speaks(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert cli.main(["speak", "Hello.", "--model", str(tmp_path)]) == 1
+    assert f"e2e_tts.trainers.adapters --adapter {tmp_path} --output MERGED" in last_error(capsys)
+
+
 def test_without_any_model(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "__file__", str(tmp_path / "pipelines" / "commands.py"))

@@ -1,5 +1,6 @@
 """Voices from recordings, voice conversion and speech tokens through the pipeline."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,29 @@ def test_recordings_that_give_no_voice(tiny_model, processor, pipe, tmp_path):
     model.reward.ctc_head = None
     with pytest.raises(ValueError, match="no recogniser"):
         other.clone(CLIP, transcribe=True)
+
+
+def test_what_is_not_one_recording_is_refused_by_what_would_be(pipe, tmp_path):
+    content = CLIP.read_bytes()
+    forms = [[str(CLIP), str(CLIP)], (CLIP,), content, bytearray(content), io.BytesIO(content), [{"array": [0.1]}]]
+    for form in forms:
+        with pytest.raises(
+            ValueError, match=r"a path, an array or \{array, sampling_rate\}; one reference a call\. Got"
+        ):
+            pipe("Hello.", reference_audio=form)
+    for form in (str(CLIP), [CLIP], content, io.BytesIO(content), {"array": [0.1]}):
+        with pytest.raises(ValueError, match=r"Expected samples .* read files first"):
+            pipe.processor(audio=form)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match="The audio is empty"):
+        pipe.clone(tmp_path / "empty.wav")
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    with pytest.raises(ValueError, match=r"Readable are wav, flac, .*: ffmpeg -i \S+a\.m4a a\.wav"):
+        pipe.clone(tmp_path / "a.m4a")
+    (tmp_path / "broken.wav").write_bytes(b"RIFF" + bytes(100))
+    with pytest.raises(ValueError, match=r"broken\.wav cannot be read as audio") as refusal:
+        pipe.clone(tmp_path / "broken.wav")
+    assert "ffmpeg" not in str(refusal.value)
 
 
 def test_a_prompt_for_a_decoder_with_a_mel_of_its_own(tiny_config):

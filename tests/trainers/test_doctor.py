@@ -73,6 +73,26 @@ def test_mistakes_are_problems(changes, message, folders, tmp_path, capsys):
     assert re.search(rf"\[problem\] +.*{message}", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("changes", [{"init": "runs/jiont/final"}, {"init_modules": {"lm": "runs/jiont/final"}}])
+def test_a_stage_before_that_is_not_there_hides_nothing_else(changes, folders, tmp_path, capsys):
+    values = recipe_values("joint", folders, voices={"mine": "third:nobody"}, **changes)
+    assert examine(values, tmp_path) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"problem\] model +init: runs/jiont/final cannot be loaded\. Is the stage before this one", text)
+    assert re.search(r"problem\] voices +voices\.mine: no training rows of 'third:nobody'; there are \['first:", text)
+    assert re.search(r"ok\] +data +first: 6 rows", text) and re.search(r"ok\] +held out", text)
+
+
+def test_voices_are_looked_for_without_steps(folders, tmp_path, capsys):
+    spoken = {"predicted_losses": {"policy": 1.0}, "own_history": {"draws": 2, "voices": {"mine": 1.0}}}
+    assert examine(recipe_values("end_to_end", folders, **spoken), tmp_path, "--steps", "0") == 1
+    assert re.search(r"problem\] voices +own_history\.voices: \['mine'\] are not built in", capsys.readouterr().out)
+    # A voice that the run itself stores is there when it draws.
+    assert (
+        examine(recipe_values("end_to_end", folders, voices={"mine": "first"}, **spoken), tmp_path, "--steps", "0") == 0
+    )
+
+
 def test_parts_that_do_not_fit_are_problems(folders, tmp_path, capsys):
     mel = {"sampling_rate": 16000, "hop_length": 320, "num_mel_bins": 64}
     model = composite_settings(vocoder_config=vocoder_settings(mel=mel))

@@ -24,6 +24,7 @@ from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 
 from .part_store import Pace, PartStore
 from .provenance import ANNOTATION, KEY, SPEAKER_ENCODER, TEXT_TOKENIZER, tokenizer_fingerprint, weights_fingerprint
+from .speech_data import load_folder
 from .teacher_labels import EmotionTeacher, SpeakerTeacher
 from .text_tokens import PHONEMES, TOKENIZER_HELP, load_processor, text_tokens
 from .vocoder_data import read_audio
@@ -153,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bars()
     try:
-        rows = load_from_disk(options.data)
+        rows = load_folder(options.data)
         if options.speaker_encoder is None and "speaker_embedding" not in rows.column_names:
             parser.error(f"{options.data} has no speaker_embedding, so --speaker_encoder is needed")
         annotator = Annotator(

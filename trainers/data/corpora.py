@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from datasets import (
     load_from_disk,
 )
 
-from .corpus_files import PROBLEM, SHARD, kaldi_rows, ljspeech_rows, metadata_rows, tar_samples
+from .corpus_files import PROBLEM, SHARD, kaldi_rows, metadata_rows, tar_samples
 from .row_checks import RawRow
 from .split_names import TRAIN, VALIDATED, choose_splits, first_word, is_unaccepted, standard_split
+from .text_lists import KINDS, ljspeech_rows
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +231,7 @@ def detect_format(source: str) -> str:
     if path.is_file():
         if "|" in path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]:
             return "ljspeech"
-        raise ValueError(f"{source}: a file must be a list of id|text, a .tar or a .parquet; give folders as a whole.")
+        raise ValueError(f"{source}: a file must be a list of {KINDS}, a .tar or a .parquet; give folders as a whole.")
     # A Hub name is `name` or `owner/name`; anything else was meant as a path.
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise FileNotFoundError(f"{source} does not exist.")
@@ -242,9 +244,9 @@ def detect_folder(folder: Path) -> str:
         return "kaldi"
     if (folder / "metadata.csv").is_file():
         head = (folder / "metadata.csv").read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
-        if "file_name" in head:
-            return "audiofolder"
-        return "ljspeech" if "|" in head else "metadata"
+        if "|" in head:
+            return "ljspeech"
+        return "audiofolder" if "file_name" in head else "metadata"
     if (folder / "metadata.jsonl").is_file() or (folder / "metadata.parquet").is_file():
         return "audiofolder"
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
@@ -281,13 +283,14 @@ def open_corpora(source: str, options: CorpusOptions, name: str | None = None) -
     if kind in ("metadata", "ljspeech", "kaldi"):
         if options.splits:
             raise ValueError(f"{source} ({kind}) has no splits of its own to choose from.")
-        reader = {"metadata": metadata_rows, "ljspeech": ljspeech_rows, "kaldi": kaldi_rows}[kind]
+        lists = partial(ljspeech_rows, asked=options.columns)
+        reader = {"metadata": metadata_rows, "ljspeech": lists, "kaldi": kaldi_rows}[kind]
         path = Path(source).absolute()
         rows = reader(path)
         if not rows:
             raise ValueError(f"{source} has no rows.")
-        if kind == "ljspeech" and options.speaker is None:
-            # Such a list has no speaker column because there is one speaker.
+        if kind == "ljspeech" and options.speaker is None and "speaker" not in rows[0]:
+            # A list has no speaker column because there is one speaker.
             rows = [{**row, "speaker": name} for row in rows]
         stream = Dataset.from_list(rows).to_iterable_dataset()
         return [Corpus(name, stream, options, folder=path if path.is_dir() else path.parent, total=len(rows))]

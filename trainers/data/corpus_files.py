@@ -1,4 +1,4 @@
-"""Corpora as folders and lists of files: today's metadata.csv, LJSpeech-style lists, Kaldi folders, tar shards.
+"""Corpora as folders and lists of files: today's metadata.csv, Kaldi folders, tar shards.
 
 Every reader gives rows as dictionaries of the corpus's own columns; an audio column holds a path or encoded bytes.
 """
@@ -55,27 +55,6 @@ def find_recording(folder: Path, name: str) -> str | None:
     suffixes = [""] if Path(name).suffix.lower() in AUDIO_SUFFIXES else [".wav", *sorted(AUDIO_SUFFIXES)]
     candidates = (folder / place / f"{name}{suffix}" for suffix in suffixes for place in RECORDING_FOLDERS)
     return next((str(path) for path in candidates if path.is_file()), None)
-
-
-def ljspeech_rows(path: Path) -> list[dict[str, str | None]]:
-    """Rows of a list of `id|text` or `id|text|normalised text`; `path` is the file, or a folder with metadata.csv."""
-    path = path / "metadata.csv" if path.is_dir() else path
-    rows = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        if not line.strip():
-            continue
-        name, *texts = (part.strip() for part in line.split("|"))
-        recording = find_recording(path.parent, name) if name else None
-        rows.append(
-            {
-                "id": Path(name).with_suffix("").as_posix() if Path(name).suffix.lower() in AUDIO_SUFFIXES else name,
-                "audio": recording,
-                "text": texts[-1] if texts else "",
-                "original_text": texts[0] if texts else "",
-                PROBLEM: "" if recording else f"no recording called {name!r} in {path.parent} or its wavs/",
-            }
-        )
-    return rows
 
 
 def read_table(path: Path) -> list[tuple[str, str]]:

@@ -5,7 +5,9 @@ python -m e2e_tts.trainers.data.prepare --source speech/alice speech/bob --outpu
 A source is any of these; --format says which where that is not clear from the files:
 
   metadata     a folder with metadata.csv: file,text and where they are known speaker,emotion,language
-  ljspeech     a list of id|text or id|text|normalised text (or a folder with such a metadata.csv), recordings in wavs/
+  ljspeech     a list of id|text or id|text|normalised text (or a folder with such a metadata.csv), recordings in wavs/;
+               a column of speakers is found, and a first line such as audio_file|text|speaker_name is read;
+               --columns text=3 speaker=2 says by number what columns without names hold
   kaldi        a folder with wav.scp and text, and utt2spk, segments, utt2lang, utt2emo where they exist
   webdataset   tar shards: a folder, a file, "shards/*.tar" or a URL; .txt is the text, entries of .json are columns
   parquet      a file or "folder/*.parquet"

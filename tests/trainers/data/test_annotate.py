@@ -244,3 +244,10 @@ def test_text_of_another_tokenizer(prepared, tmp_path):
     assert text_tokens(load_processor(str(tmp_path / "model")), "Some words.") == text_tokens(
         load_processor(), "Some words."
     )
+
+
+def test_an_unprepared_corpus_is_sent_to_prepare(speaker_encoder, tmp_path, capsys):
+    arguments = ["--data", str(CLIPS), "--speaker_encoder", str(speaker_encoder), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        annotate.main(arguments)
+    assert f"{CLIPS} is no prepared data set; write it with e2e_tts.trainers.data.prepare" in capsys.readouterr().err

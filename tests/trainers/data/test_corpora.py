@@ -378,6 +378,74 @@ def test_clips_of_the_same_name_in_two_folders_are_two(tmp_path):
     assert load_from_disk(str(tmp_path / "named"))["id"][:] == ["corpus/one", "corpus/bob/001"]
 
 
+# ---------------------------------------------------------------- lists
+
+
+def read_list(folder: Path, lines: list[str], **columns: str) -> list[tuple[str, str]]:
+    """Text and speaker of each row of a list with these lines."""
+    folder.mkdir(exist_ok=True)
+    (folder / "list.csv").write_text("\n".join(lines), encoding="utf-8")
+    (corpus,) = open_corpora(str(folder / "list.csv"), CorpusOptions(columns=columns))
+    return [(row.text, row.speaker) for row in corpus]
+
+
+SPOKEN = [(row["text"], name) for row, name in zip(ROWS, ("anna", "ben", "anna", "ben"), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("line", "first"),
+    [
+        ("wavs/{0}.opus|{2}|{1}", None),
+        ("{0}.opus|{1}|{2}", None),
+        ("{0}|{2}|{3}|{1}", None),
+        ("{0}.opus|{1}|{2}|calm", "audio_file|text|speaker_name|emotion_name"),
+        ("{2}|{1}|{0}", "speaker|text|id"),
+        ("{1}|{0}|{2}", "Words|audio_file|speaker_name"),
+    ],
+)
+def test_the_speakers_of_a_list_are_not_spoken(line, first, tmp_path):
+    """As Piper, VITS and Coqui have them."""
+    copy_clips(tmp_path / "corpus" / "wavs")
+    lines = [first] if first else []
+    lines += [line.format(name, text, who, text.upper()) for name, (text, who) in zip(IDS, SPOKEN, strict=True)]
+    asked = {"text": "Words"} if first and "Words" in first else {}
+    assert read_list(tmp_path / "corpus", lines, **asked) == SPOKEN
+    opened = open_corpora(str(tmp_path / "corpus" / "list.csv"), CorpusOptions(columns=asked))
+    assert [row.emotion for row in opened[0]] == ["calm" if first and "emotion" in first else ""] * 4
+    assert all(Path(row.audio).is_file() and not row.problem for row in opened[0])
+
+
+def test_a_list_whose_columns_do_not_tell_themselves_apart_is_refused(tmp_path):
+    names = ("anna", "ben", "carl", "dora")
+    lines = [f"{name}|{who}|{text}" for name, who, (text, _) in zip(IDS, names, SPOKEN, strict=True)]
+    with pytest.raises(ValueError, match=rf"first line is \"{IDS[0]}\|anna\|.*--columns text=2 speaker=3"):
+        read_list(tmp_path, lines)
+    said = [(text, who) for who, (text, _) in zip(names, SPOKEN, strict=True)]
+    assert read_list(tmp_path, lines, text="3", speaker="2") == said
+    assert read_list(tmp_path, lines, speaker="2") == said
+    # Two columns of labels may be speaker and language, or anything.
+    labels = [f"{name}|{who}|en|{text}" for name, (text, who) in zip(IDS, SPOKEN, strict=True)]
+    with pytest.raises(ValueError, match="which of its columns, 4,"):
+        read_list(tmp_path, labels)
+    assert read_list(tmp_path, labels, speaker="2", language="3") == SPOKEN
+
+
+def test_lines_of_a_list_that_are_not_like_the_others(tmp_path):
+    copy_clips(tmp_path / "corpus")
+    lines = [f"{name}|{text}|{who}" for name, (text, who) in zip(IDS, SPOKEN, strict=True)]
+    lines += [f"{IDS[0]}|No speaker.", f"{IDS[0]}|One|more|anna"]
+    (tmp_path / "corpus" / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    (corpus,) = open_corpora(str(tmp_path / "corpus"), CorpusOptions())
+    problems = [f"the line has {count} columns, the list 3" for count in (2, 4)]
+    assert [row.problem for row in corpus] == [""] * 4 + problems
+    # LJSpeech's normalised text may be left out.
+    short = [
+        f"{IDS[0]}|{SPOKEN[0][0]}",
+        *(f"{name}|{text}|{text}" for name, (text, _) in zip(IDS, SPOKEN, strict=True)),
+    ]
+    assert [text for text, _ in read_list(tmp_path / "corpus", short)] == [SPOKEN[0][0], *(text for text, _ in SPOKEN)]
+
+
 # ---------------------------------------------------------------- Kaldi
 
 
