@@ -76,9 +76,8 @@ class DiTBlock(GradientCheckpointingLayer):
         attention_mask: torch.Tensor,
         tables: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.modulation(nn.functional.silu(embedding))[
-            :, None
-        ].chunk(6, dim=-1)
+        modulation = self.modulation(nn.functional.silu(embedding))[:, None]
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
         batch, length, size = hidden_states.shape
         update = self.norm_attention(hidden_states) * (1 + scale_a) + shift_a
         qkv = self.qkv(update).view(batch, length, 3, self.num_heads, size // self.num_heads)

@@ -108,9 +108,16 @@ class SpeechEncoderModel(PreTrainedModel):
     def encode(self, audio: torch.Tensor, lengths: torch.Tensor | None = None) -> SpeechEncoderOutput:
         """Waveform (B, samples) at the configured rate, or features (B, T_mel, n_mels) -> codes, ids, mask.
 
-        lengths (B,) counts valid samples or frames; without it every row is taken whole. Waveforms are padded with
-        zeros to whole tokens.
+        lengths (B,) counts valid samples or frames; without it every row is taken whole. Waveforms, floating point in
+        [-1, 1], are padded with zeros to whole tokens.
+
+        Raises ValueError for integers, whose scale is not known.
         """
+        if not audio.is_floating_point():
+            raise ValueError(
+                f"A waveform is floating point in [-1, 1], got {audio.dtype}: divide by the largest value of its type, "
+                "or take the processor's features."
+            )
         spec = MelSpec.from_dict(self.config.mel)
         if audio.dim() == 2:
             if lengths is None:

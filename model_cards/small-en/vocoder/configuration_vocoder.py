@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, SpeechT5HifiGanConfig
 
 from .audio_features import MelSpec
@@ -15,6 +16,7 @@ HIFIGAN_DEFAULTS = {
 }
 
 
+@strict
 class VocoderConfig(PreTrainedConfig):
     r"""
     Configuration of the vocoder: natural-log mel (as `MelSpectrogram` gives it, not normalised) -> waveform.
@@ -31,7 +33,7 @@ class VocoderConfig(PreTrainedConfig):
     phase_prior_iterations (`int`): iterations of the Griffin-Lim algorithm whose spectrum the network corrects; 0 lets
         the network predict the whole spectrum. A prior learns in a small fraction of the steps. No gradient flows
         through it. It is that of the synthesis frames, the mel interpolated between its own: at an `istft_hop_length`
-        of 5 ms it is much better than at 20 ms (DNSMOS of copies 2.6 and 1.9, no network), at about twice the cost.
+        of 5 ms it is much better than at 20 ms (small-en's card has the figures), at about twice the cost.
     refine_layers (`int`): ConvNeXt layers of a second pass of "istft" over the waveform of the first, in shorter frames
         (`WaveformRefiner`); 0 for none. A trained vocoder can be given one, which then starts by changing nothing.
     refine_size, refine_n_fft, refine_hop_length (`int`): its hidden size, and window and hop in samples. The hop
@@ -51,14 +53,14 @@ class VocoderConfig(PreTrainedConfig):
     kernel_size: int = 7
     istft_n_fft: int = 1280
     istft_hop_length: int | None = None
-    max_log_magnitude: float = 7.0
+    max_log_magnitude: float | int = 7.0
     phase_prior_iterations: int = 0
     refine_layers: int = 0
     refine_size: int = 128
     refine_n_fft: int = 320
     refine_hop_length: int = 80
     hifigan: dict | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()

@@ -223,7 +223,7 @@ class VocoderModel(PreTrainedModel):
             raise ValueError(f"Expected a mel (batch, frames, {bins}), got shape {tuple(mel.shape)}.")
         if mask is not None and mask.shape != mel.shape[:2]:
             raise ValueError(f"Expected a mask of shape {tuple(mel.shape[:2])} like the mel, got {tuple(mask.shape)}.")
-        return self.vocoder(mel, mask, first_frame)
+        return self.vocoder(mel, None if mask is None else mask.bool(), first_frame)
 
 
 register(VocoderConfig, AutoModel=VocoderModel)
