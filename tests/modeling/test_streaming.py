@@ -230,9 +230,10 @@ def test_no_click_and_little_difference(released, speech):
     whole = released.decode(ids, voice=voice, seed=1)
     chunked = released.decode(ids, voice=voice, seed=1, chunking=chunking)
     other = released.decode(ids, voice=voice, seed=2, vocoder=False)
-    # Decoded in chunks, the mel is far nearer to the whole utterance's than two draws of the decoder to each other.
+    # Decoded in chunks, the mel is nearer to the whole utterance's than two draws of the decoder to each other, even of
+    # one that draws little (noise scaled by 0.6).
     distance = (chunked["mel"] - whole["mel"]).abs().mean()
-    assert distance < 0.5 * (other["mel"] - whole["mel"]).abs().mean()
+    assert distance < 0.75 * (other["mel"] - whole["mel"]).abs().mean()
     samples = 640 * torch.tensor([chunking.first, *[chunking.size] * 2]).cumsum(0)
     seams = [int(seam) for seam in samples if seam < chunked["audio"].shape[1] - 640]
     assert len(seams) == 3
