@@ -44,7 +44,16 @@ ABBREVIATIONS = {
 # Abbreviations that are words of their own elsewhere: only before a number.
 BEFORE_NUMBERS = {
     **{"fig": "figure", "figs": "figures", "vol": "volume", "ch": "chapter", "sec": "section", "eq": "equation"},
-    **{"p": "page", "pp": "pages", "est": "established", "mar": "march", "max": "maximum", "min": "minimum"},
+    **{"p": "page", "pp": "pages", "est": "established", "max": "maximum", "min": "minimum"},
+    **{"mar": "march", "jun": "june", "jul": "july", "sep": "september"},
+}
+# With a capital only: small letters are words of their own. `_NAMED` stand before a name.
+_DAYS = {"Mon": "Monday", "Wed": "Wednesday", "Fri": "Friday"}
+_NAMED = {"Col": "Colonel", "Rep": "Representative", "Ft": "Fort"}
+_MONTHS = {
+    **{"Jan": "January", "Feb": "February", "Mar": "March", "Apr": "April", "Jun": "June", "Jul": "July"},
+    **{"Aug": "August", "Sep": "September", "Sept": "September", "Oct": "October", "Nov": "November"},
+    "Dec": "December",
 }
 # Before a name or with what follows; gruut reads most of these.
 _TITLES = frozenset({"Mr", "Mrs", "Ms", "Dr", "St", "Mt", "vs"})
@@ -78,7 +87,15 @@ _STREET_NAME = (
     rf"(?<!\w)(?!(?:{_STARTERS}|Fort|Port|Mount|Old|East|West|North|South)\b)([A-Z][\w']*|\d+(?:st|nd|rd|th))\s+St"
 )
 _STREET = re.compile(rf"{_STREET_NAME}\.(?=(\s+{STARTER}|\s*$)?)(?=(\s+[A-Z])?)")
-_ENDS_WITH_STREET = re.compile(rf"{_STREET_NAME}$")
+# Between a number and a name it is a drive, elsewhere a doctor.
+_DRIVE_NAME = rf"(?<![\w.,])(\d+[A-Za-z]?\s+(?:(?!{STARTER})(?:[A-Z][\w']*\.?|\d+(?:st|nd|rd|th))\s+){{1,3}})Dr"
+_DRIVE = re.compile(rf"{_DRIVE_NAME}\b(?!\.?\s+(?!{STARTER})[A-Z])(\.?)(?=(\s+{STARTER}|\s*$)?)")
+_ENDS_WITH_STREET = re.compile(rf"(?:{_STREET_NAME}|{_DRIVE_NAME})$")
+_DAY = re.compile(rf"(?<![\w.])({'|'.join(_DAYS)})\.(?=(\s+{STARTER}|\s*$)?)")
+_BEFORE_NAME = re.compile(rf"(?<![\w.])({'|'.join(_NAMED)})\.\s+(?=[A-Z])(?!{STARTER})")
+_MONTH = re.compile(
+    rf"\b({'|'.join(_MONTHS)})\s+(?=(?:3[01]|[12]\d|0?[1-9])(?:st|nd|rd|th)?\b(?![.:]\d)|(?:1\d|20)\d\d\b)"
+)
 _LAST_LETTERS = re.compile(rf"(?<![\w.])((?:[A-Za-z]\.)*)([A-Za-z])\.(?=\s+{STARTER})")
 
 
@@ -99,8 +116,15 @@ def write_out_abbreviations(text: str) -> str:
             return match[0]
         return f"{name} Street{'' if ends is None else '.'}"
 
+    def drive(match: re.Match) -> str:
+        name, stop, ends = match.groups()
+        return f"{name}Drive{'' if ends is None else stop}"
+
     text = _ABBREVIATION.sub(expand, text)
     text = _BEFORE_NUMBER.sub(lambda match: f"{expand(match)} ", text)
+    text = _MONTH.sub(lambda match: f"{_MONTHS[match[1]]} ", text)
+    text = _DAY.sub(lambda match: _DAYS[match[1]] + ("" if match[2] is None else "."), text)
+    text = _BEFORE_NAME.sub(lambda match: f"{_NAMED[match[1]]} ", _DRIVE.sub(drive, text))
     text = re.sub(r"\bMt\.\s(?=[A-Z])", "Mount ", text)
     text = re.sub(r"\b[Nn]o\.\s?(?=\d)", "number ", text)
     text = re.sub(r"\bSt\.\s(?=[A-Z])", "Saint ", _STREET.sub(street, text))
@@ -120,8 +144,10 @@ def sentence_goes_on(before: str, after: str) -> bool:
         return after[:1].islower() or after[:1].isdigit()
     if short in ABBREVIATIONS:
         return True
-    if word == "St":
+    if word in ("St", "Dr"):
         return not (starter and _ENDS_WITH_STREET.search(before))
+    if word in _DAYS or word in _NAMED:
+        return not starter
     if word in _TITLES:
         return True
     if re.search(r"\b[A-Za-z]$", before[-2:]) and not _UNIT_BEFORE.search(before):

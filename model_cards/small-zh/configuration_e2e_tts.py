@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config
 from transformers.models.parakeet import ParakeetEncoderConfig
 
@@ -15,6 +16,7 @@ NUM_CONTROL_TOKENS = 4
 SPEAKER, START, TASK, END_OF_SPEECH = range(NUM_CONTROL_TOKENS)
 
 
+@strict
 class SpeechEncoderConfig(PreTrainedConfig):
     r"""
     Configuration of the speech tokenizer: log-mel -> Conformer -> FSQ codes.
@@ -36,18 +38,17 @@ class SpeechEncoderConfig(PreTrainedConfig):
 
     encoder_config: dict | PreTrainedConfig | None = None
     mel: dict | None = None
-    mel_mean: float = -5.0
-    mel_std: float = 2.5
+    mel_mean: float | int = -5.0
+    mel_std: float | int = 2.5
     mel_normalization: Literal["fixed", "utterance"] = "fixed"
-    levels: list[int] | None = None
+    levels: list[int] | tuple[int, ...] | None = None
     bounding: Literal["sigmoid", "tanh"] = "sigmoid"
     conv_norm: Literal["layer", "batch"] = "layer"
-    subsampling_time_strides: list[int] | None = None
+    subsampling_time_strides: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()
-        if self.levels is None:
-            self.levels = [3] * 8
+        self.levels = [3] * 8 if self.levels is None else list(self.levels)
         if any(level < 2 for level in self.levels):
             raise ValueError(f"Every FSQ dimension needs at least 2 levels, got {self.levels}.")
         super().__post_init__(**kwargs)
@@ -78,6 +79,7 @@ class SpeechEncoderConfig(PreTrainedConfig):
         return MelSpec.from_dict(self.mel).frames_per_second / self.frames_per_token
 
 
+@strict
 class RewardModelConfig(PreTrainedConfig):
     r"""
     Configuration of the reward model: FSQ codes -> Conformer (the encoder's upper part) -> CTC, speaker and emotion.
@@ -92,7 +94,7 @@ class RewardModelConfig(PreTrainedConfig):
     sub_configs_defaults = {"encoder_config": ParakeetEncoderConfig}
 
     encoder_config: dict | PreTrainedConfig | None = None
-    levels: list[int] | None = None
+    levels: list[int] | tuple[int, ...] | None = None
     conv_norm: Literal["layer", "batch"] = "layer"
     ctc_vocab_size: int = 0
     ctc_upsampling: int = 2
@@ -100,11 +102,11 @@ class RewardModelConfig(PreTrainedConfig):
     num_emotions: int = 0
 
     def __post_init__(self, **kwargs):
-        if self.levels is None:
-            self.levels = [3] * 8
+        self.levels = [3] * 8 if self.levels is None else list(self.levels)
         super().__post_init__(**kwargs)
 
 
+@strict
 class SpeechLMConfig(PreTrainedConfig):
     r"""
     Configuration of the autoregressive model of speech codes given text.
@@ -123,18 +125,17 @@ class SpeechLMConfig(PreTrainedConfig):
     sub_configs_defaults = {"text_config": Qwen3Config}
 
     text_config: dict | PreTrainedConfig | None = None
-    levels: list[int] | None = None
+    levels: list[int] | tuple[int, ...] | None = None
     input_adapter: Literal["linear", "mlp"] = "linear"
     output_adapter_size: int = 512
     speaker_dim: int = 0
     text_positions: Literal["sequential", "aligned"] = "sequential"
-    token_rate: float = 25.0
+    token_rate: float | int = 25.0
     styles: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.levels is None:
-            self.levels = [3] * 8
+        self.levels = [3] * 8 if self.levels is None else list(self.levels)
         self.set_styles(self.styles or {})
         super().__post_init__(**kwargs)
 
@@ -159,6 +160,7 @@ class SpeechLMConfig(PreTrainedConfig):
         return self.num_codes + NUM_CONTROL_TOKENS
 
 
+@strict
 class FlowDecoderConfig(PreTrainedConfig):
     r"""
     Configuration of the flow-matching decoder: codes (B, T, D) -> mel (B, T * frames_per_token, n_mels).
@@ -175,9 +177,9 @@ class FlowDecoderConfig(PreTrainedConfig):
     model_type = "e2e_tts_flow_decoder"
 
     mel: dict | None = None
-    mel_mean: float = -5.0
-    mel_std: float = 2.5
-    levels: list[int] | None = None
+    mel_mean: float | int = -5.0
+    mel_std: float | int = 2.5
+    levels: list[int] | tuple[int, ...] | None = None
     frames_per_token: int = 2
     hidden_size: int = 256
     num_hidden_layers: int = 6
@@ -188,21 +190,27 @@ class FlowDecoderConfig(PreTrainedConfig):
     speaker_dim: int = 192
     use_prior: bool = True
     hidden_condition_size: int = 0
-    rope_theta: float = 10000.0
-    dropout: float = 0.0
-    condition_dropout: float = 0.15
-    prompt_probability: float = 0.5
-    max_prompt_fraction: float = 0.5
+    rope_theta: float | int = 10000.0
+    dropout: float | int = 0.0
+    condition_dropout: float | int = 0.15
+    prompt_probability: float | int = 0.5
+    max_prompt_fraction: float | int = 0.5
     time_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
-    noise_temperature: float = 1.0
+    noise_temperature: float | int = 1.0
     styles: dict | None = None
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()
-        if self.levels is None:
-            self.levels = [3] * 8
+        self.levels = [3] * 8 if self.levels is None else list(self.levels)
         self.set_styles(self.styles or {})
         super().__post_init__(**kwargs)
+        if self.conv_kernel_size % 2 == 0:
+            raise ValueError(f"conv_kernel_size must be odd, got {self.conv_kernel_size}.")
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of twice num_attention_heads "
+                f"{self.num_attention_heads}: rotary positions turn pairs."
+            )
 
     def set_styles(self, styles: Mapping[str, int | list[str]]) -> None:
         """Raises ValueError for styles that no decoder can have."""
@@ -213,6 +221,7 @@ class FlowDecoderConfig(PreTrainedConfig):
         self.styles = ordered_styles(styles)
 
 
+@strict
 class SpeakerEncoderConfig(PreTrainedConfig):
     r"""
     Configuration of the small x-vector network that embeds a voice: log-mel -> unit vector (B, embedding_size).
@@ -223,21 +232,22 @@ class SpeakerEncoderConfig(PreTrainedConfig):
     model_type = "e2e_tts_speaker_encoder"
 
     mel: dict | None = None
-    mel_mean: float = -5.0
-    mel_std: float = 2.5
+    mel_mean: float | int = -5.0
+    mel_std: float | int = 2.5
     hidden_size: int = 192
     num_hidden_layers: int = 4
     kernel_size: int = 5
     embedding_size: int = 192
     num_speakers: int = 0
-    margin: float = 0.2
-    scale: float = 20.0
+    margin: float | int = 0.2
+    scale: float | int = 20.0
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()
         super().__post_init__(**kwargs)
 
 
+@strict
 class E2ETTSConfig(PreTrainedConfig):
     r"""
     Configuration of the composite: speech tokenizer, reward model, LM, flow decoder, speaker encoder and vocoder.
@@ -273,8 +283,8 @@ class E2ETTSConfig(PreTrainedConfig):
     default_voice: str | None = None
     sampling: dict | None = None
     candidates: int = 1
-    default_tokens_per_symbol: float = 2.0
-    initializer_range: float = 0.02
+    default_tokens_per_symbol: float | int = 2.0
+    initializer_range: float | int = 0.02
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

@@ -49,9 +49,7 @@ class ConformerStack(nn.Module):
         attention_mask = (mask[:, None, :] & mask[:, :, None])[:, None]
         hidden_states = nn.functional.dropout(hidden_states, self.dropout, self.training)
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings
-            )
+            hidden_states = layer(hidden_states, attention_mask=attention_mask, position_embeddings=position_embeddings)
         return hidden_states * mask[..., None]
 
 

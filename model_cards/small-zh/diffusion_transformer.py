@@ -42,9 +42,7 @@ class MaskedConvBlock(GradientCheckpointingLayer):
     def __init__(self, hidden_size: int, kernel_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
-        self.depthwise = nn.Conv1d(
-            hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size
-        )
+        self.depthwise = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size)
         self.expand = nn.Linear(hidden_size, 2 * hidden_size)
         self.contract = nn.Linear(2 * hidden_size, hidden_size)
 
@@ -66,9 +64,7 @@ class DiTBlock(GradientCheckpointingLayer):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.attention_out = nn.Linear(hidden_size, hidden_size)
         self.norm_feed_forward = nn.LayerNorm(hidden_size, elementwise_affine=False)
-        self.depthwise = nn.Conv1d(
-            hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size
-        )
+        self.depthwise = nn.Conv1d(hidden_size, hidden_size, kernel_size, padding=kernel_size // 2, groups=hidden_size)
         self.expand = nn.Linear(hidden_size, intermediate_size)
         self.contract = nn.Linear(intermediate_size, hidden_size)
 
@@ -80,9 +76,8 @@ class DiTBlock(GradientCheckpointingLayer):
         attention_mask: torch.Tensor,
         tables: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
-            self.modulation(nn.functional.silu(embedding))[:, None].chunk(6, dim=-1)
-        )
+        modulation = self.modulation(nn.functional.silu(embedding))[:, None]
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = modulation.chunk(6, dim=-1)
         batch, length, size = hidden_states.shape
         update = self.norm_attention(hidden_states) * (1 + scale_a) + shift_a
         qkv = self.qkv(update).view(batch, length, 3, self.num_heads, size // self.num_heads)

@@ -1,4 +1,7 @@
-"""English numbers before gruut, which reads plain ones: ranges, times, money, units, decades, fractions, decimals."""
+"""English numbers before gruut, which reads plain ones.
+
+Lists, telephone numbers, ranges, times, money, units, decades, fractions, decimals, Roman numerals.
+"""
 
 import re
 
@@ -64,6 +67,26 @@ _CONTINENTAL = re.compile(
     rf"(?<![\d.,])(?:(?<={_SIGN})|(?<={_SIGN}\s)|(?=[\d.,]+\s?{_SIGN}))(\d{{1,3}}(?:\.\d{{3}})+|\d+),(\d\d)(?![\d.,]*\d)"
 )
 
+# A comma between digits belongs to a number only before three of them, or before pairs and three: "1,50,000". A colon
+# between digits is a time or a ratio.
+_LIST = re.compile(
+    rf"(?:(?<=[^\W\d_])|(?<=[%°]|{_SIGN}))[,;:](?=\w|{_SIGN}\d)|(?<=\d)[,;:](?=[A-Za-z])|"
+    r"(?<=\d);(?=\d)|(?<=\d),(?=\d)(?!(?:\d\d,)*\d{3}(?!\d))"
+)
+
+# Brackets have become spaces: "(555) 123-4567".
+_GAP = r"(?: {1,2}| ?[-–] ?|\.)"
+_PHONE = re.compile(
+    rf"(?<![\w/+$€£¥₹-])(?<!\d[ .,:])(?:\+[1-9]\d{{0,3}}(?:{_GAP}\d{{1,4}})?(?:{_GAP}\d{{2,11}}){{1,4}}|"
+    rf"(?:1{_GAP})?[2-9]\d\d{_GAP}\d{{3}}{_GAP}\d{{4}}|0\d{{1,4}}{_GAP}\d{{3,4}}{_GAP}\d{{3,4}}|"
+    rf"0\d{{2,4}}[ -]\d{{5,8}}|0\d(?:[ .-]\d\d){{4}}|(?P<local>\d{{3}}-\d{{4}}))(?![\w%°]|[.,:-]\d)"
+)
+_CALLING = re.compile(
+    r"\b(?:call|dial|fax|hotline|mobile|phone|tel|telephone)\b[.:]?"
+    r"(?:\s+(?:at|her|him|is|me|no|now|number|on|or|them|us)\b[.:]?)*\s*$",
+    re.IGNORECASE,
+)
+
 _WHOLE = r"(?:[1-9]\d*(?:,\d{3})*|0)"
 _RANGE = re.compile(
     rf"(?<![\w.,:/+-])({_SIGN}?)({_WHOLE}(?:\.\d+)?)([%$€£¥₹]?)-({_SIGN}?)({_WHOLE}(?:\.\d+)?)(?![\d:/]|[.,-]\d)"
@@ -82,6 +105,39 @@ _SECONDS_LAST = re.compile(
     rf"(?<!\w)(?<!')(?!\d{{4}}s)({_NUMBER})s(?=\s+(?:later|ago|timeout|timer|delay|limit|interval)\b)"
 )
 _FRACTIONS = {"2": "half", "3": "third", "4": "quarter", "5": "fifth", "6": "sixth", "8": "eighth", "10": "tenth"}
+_ORDINALS = (
+    *("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh"),
+    *("twelfth", "thirteenth", "fourteenth", "fifteenth", "sixteenth", "seventeenth", "eighteenth", "nineteenth"),
+    *("twentieth", "twenty first", "twenty second", "twenty third", "twenty fourth"),
+)
+# Whose numeral is an ordinal: a name behind a title, and names of rulers.
+_RULER = re.compile(
+    r"\b(?:(?:Czar|Duchess|Duke|Emperor|Empress|Kaiser|King|Pharaoh|Pope|Prince|Princess|Queen|Sultan|Tsar)\s+\w+|Albert|"
+    "Alexander|Alfonso|Amenhotep|Baldwin|Benedict|Boniface|Carl|Carlos|Casimir|Catherine|Charles|Christian|Clement|"
+    "Constantine|Darius|Edward|Elizabeth|Emmanuel|Felipe|Ferdinand|Francis|Franz|Frederick|Friedrich|George|Gregory|"
+    "Gustav|Gustavus|Haakon|Harald|Henri|Henry|Innocent|Isabella|Ivan|James|John|Joseph|Juan|Julius|Justinian|Leo|"
+    "Leopold|Louis|Ludwig|Margaret|Margrethe|Martin|Mary|Maximilian|Mehmed|Michael|Murad|Napoleon|Nicholas|Olav|Otto|"
+    "Paul|Pedro|Peter|Philip|Philippe|Pius|Ptolemy|Rama|Ramesses|Ramses|Richard|Robert|Rudolf|Selim|Sigismund|Suleiman|"
+    r"Theodosius|Thutmose|Umberto|Urban|Vittorio|Wilhelm|Willem|William|Xerxes)\b",
+    re.IGNORECASE,
+)
+_COUNTED = re.compile(
+    "(?:act|amendment|appendix|article|book|bowl|canto|category|ch|chapter|class|division|episode|factor|fig|figure|"
+    "grade|lesson|level|mark|part|phase|psalm|round|scene|schedule|season|sec|section|stage|table|tier|title|type|vol|"
+    "volume|war)s?",
+    re.IGNORECASE,
+)
+_ROMAN = r"(?=[IVXL]{2})(?:XL|L?X{0,3})(?:IX|IV|V?I{0,3})(?!\w)"
+_JOINT = r"(?:,\s|,?\s(?:and|or|to|through)\s|\s?[-–]\s?)"
+# A single letter is a number only beside longer ones: "Parts I and II".
+_NUMERALS = re.compile(
+    rf"\b((?:[A-Z][A-Za-z]*\s){{0,2}})(?!(?:and|or|to|through)\b)([A-Za-z]{{2,}})(\.?\s+)"
+    rf"((?:[IVX]{_JOINT})*{_ROMAN}(?:{_JOINT}{_ROMAN})*)"
+)
+_NAME = re.compile(rf"(?!{STARTER})[A-Z][a-z]")
+_NO_SEQUEL = re.compile(
+    r"\w*L|XXX?\b|IV\s(?:access|antibiotics?|bags?|drips?|drugs?|fluids?|infusions?|lines?|medications?|therapy)\b"
+)
 # Those that gruut takes for years are left to it.
 _LONG_NUMBER = re.compile(r"(?<![\w.,:/-])(\d{1,3}(?:,\d{3})+|[3-9]\d{3}|[1-9]\d{4,8})(?![\d:/-]|[.,]\d)")
 _GROUPS = ("", "thousand", "million", "billion", "trillion", "quadrillion")
@@ -95,10 +151,13 @@ def write_out_powers(text: str) -> str:
 
 def write_out_numbers(text: str) -> str:
     """What stands around digits as words: signs, units and currencies; for numbers themselves see `say_as_written`."""
-    text = re.sub(rf"({_SIGN})-(?=[\d.])", r"-\1", text)
+    text = _LIST.sub(r"\g<0> ", _CONTINENTAL.sub(_english_amount, text))
+    text = re.sub(rf"({_SIGN})-(?=[\d.])", r"-\1", _PHONE.sub(_phone, text))
     text = _write_ranges(_write_times(re.sub(rf"({_SIGN})\.(?=\d)", r"\g<1>0.", text)))
-    text = _MONEY.sub(lambda match: _money(*match.groups()), _CONTINENTAL.sub(_english_amount, text))
+    text = _MONEY.sub(lambda match: _money(*match.groups()), text)
     text = _MONEY_SIGN_LAST.sub(lambda match: _money(match[3], match[4], match[1], match[2], match[5]), text)
+    # Other letters may stand for a unit: "3m".
+    text = re.sub(rf"(?<=\d)\s?(bn|tn)\b{_PER_WHAT}", lambda match: f" {_SCALES[match[1]]}{_per(match[2])}", text)
     # A sign without an amount; in "Ke$ha" it is a letter.
     text = re.sub(r"(?<=[A-Za-z])\$(?=[A-Za-z])", "s", text)
     text = re.sub(rf"{_DOLLAR}({_SIGN})", lambda match: f" {_currency(match[1], match[2])[0]} ", text)
@@ -108,13 +167,44 @@ def write_out_numbers(text: str) -> str:
     text = re.sub(r"(\d)\s?°\s?C\b", r"\1 degrees Celsius", text)
     text = re.sub(r"(\d)\s?°\s?F\b", r"\1 degrees Fahrenheit", text)
     text = text.replace("°", " degrees ")
+    # "Ft. Worth" is a fort.
+    text = re.sub(rf"(?<=\d)\s?F[tT]\b(?!\.?\s+(?!{STARTER})[A-Z])", " ft", text)
     text = _LETTER_UNIT.sub(_quantity, _UNIT.sub(_quantity, text))
     text = re.sub(r"(?<=[\d%])\s?/\s?(?=[a-z]{2,}\b)", " per ", text)
     text = re.sub(r"(\d)\s?%", r"\1 percent", text).replace("%", " percent ")
     text = re.sub(r"#\s?(?=\d)", "number ", text).replace("#", " ")
-    text = re.sub(r"(?<![\w.,/])(\d+)(?:\s+|-)(?=\d/\d\b(?!/))", r"\1 and ", text)
-    text = re.sub(r"(?<![\d/.-])(\d+)/(\d+)(?![\d/-])", _fraction, re.sub(r"(\d\.\d+)/(?=\d)", r"\1 slash ", text))
+    text = re.sub(r"(?<![\w.,/])(\d+)(?:\s+|-)(?=\d/\d(?:rds?|ths?)?\b(?!/))", r"\1 and ", text)
+    text = re.sub(r"(\d\.\d+)/(?=\d)", r"\1 slash ", text)
+    text = re.sub(r"(?<![\d/.-])(\d+)/(\d+)((?:st|nd|rd|th)s?\b)?(?![\d/-])", _fraction, text)
     return re.sub(r"(?<!\w)-(?=[\d.])", " minus ", text)
+
+
+def write_out_roman(text: str) -> str:
+    """Roman numerals of two letters at least: "Chapter IV" -> "Chapter 4", "Queen Elizabeth II" -> "the second"."""
+
+    def numbers(match: re.Match) -> str:
+        names, name, gap, numerals = match.groups()
+        is_counted = _COUNTED.fullmatch(name) is not None
+        is_name = "." not in gap and not is_counted
+        is_ruler = is_name and name[0].isupper() and _RULER.search(names + name) is not None
+        # After any other name "XL" and "XXX" are sizes, and "IV fluids" go into a vein.
+        is_sequel = is_name and _NAME.match(name) and not _NO_SEQUEL.match(match.string, match.start(4))
+        if not (is_counted or is_ruler or is_sequel):
+            return match[0]
+
+        def number(numeral: re.Match) -> str:
+            value = _roman_value(numeral[0])
+            return f"the {_ORDINALS[value - 1]}" if is_ruler and value <= len(_ORDINALS) else str(value)
+
+        return match[0][: -len(numerals)] + re.sub("[IVXL]+", number, re.sub(r"\s?[-–]\s?", " to ", numerals))
+
+    return _NUMERALS.sub(numbers, text)
+
+
+def _roman_value(numeral: str) -> int:
+    values = [{"I": 1, "V": 5, "X": 10, "L": 50}[letter] for letter in numeral]
+    # A smaller one before a greater one is taken away.
+    return sum(-value if value < max(values[index:]) else value for index, value in enumerate(values))
 
 
 def say_as_written(text: str) -> str:
@@ -129,6 +219,22 @@ def say_as_written(text: str) -> str:
     return _LONG_NUMBER.sub(_grouped, text)
 
 
+def _phone(match: re.Match) -> str:
+    """Digit by digit with a pause between the groups: "555-0199" -> "5 5 5, 0 1 9 9"."""
+    groups = re.findall(r"\d+", match[0])
+    if match["local"]:
+        first, last = groups
+        # "500-1000" and "476-1453" are ranges.
+        is_range = last[0] != "0" and (
+            (first[-1] == last[-1] == "0") or last.endswith("00") or 1000 <= int(last) <= 2100
+        )
+        if is_range and first != "555" and not _CALLING.search(match.string[: match.start()]):
+            return match[0]
+    elif match[0][0] == "+" and not 8 <= sum(map(len, groups)) <= 15:
+        return match[0]
+    return f"{'+' if match[0][0] == '+' else ''}{', '.join(' '.join(group) for group in groups)}"
+
+
 def _write_times(text: str) -> str:
     def clock(match: re.Match) -> str:
         hour, minute, second = map(int, match.groups())
@@ -140,7 +246,14 @@ def _write_times(text: str) -> str:
         if match[0] == "24:00":
             return "24 hundred"
         is_time = len(minute) == 2 and int(minute) < 60 and len(hour) <= 2 and int(hour) < 24
-        return match[0] if is_time else f"{hour} to {minute}"
+        if not is_time:
+            return f"{hour} to {minute}"
+        after = match.string[match.end() :]
+        # gruut reads "17:00" as five.
+        if int(hour) <= 12 or re.match(r"\s?[ap]\.?m\b", after, re.IGNORECASE):
+            return match[0]
+        words = "hundred" if minute == "00" else re.sub("^0", "oh ", minute)
+        return f"{hour} {words}{' ' * after[:1].isalpha()}"
 
     text = re.sub(r"(?<=:\d\d)\s?[-–]\s?(?=\d{1,2}:\d\d)", " to ", text)
     text = re.sub(r"(?<![\d.,])(\d{1,2})\.([0-5]\d)(?=\s?[ap](?:m\b|\.m\.))", r"\1:\2", text, flags=re.IGNORECASE)
@@ -148,15 +261,14 @@ def _write_times(text: str) -> str:
 
 
 def _write_ranges(text: str) -> str:
-    """Numbers with a hyphen or a dash between them. Dates, telephone numbers and results stay as they are."""
+    """Numbers with a hyphen or a dash between them. Dates and results stay as they are."""
 
     def span(match: re.Match) -> str:
         first_sign, first, sign_after, second_sign, second = match.groups()
         low, high = float(first.replace(",", "")), float(second.replace(",", ""))
-        is_phone = re.fullmatch(r"\d{3}-\d{4}", f"{first}-{second}")
         # "1914-18"
         is_short = re.fullmatch(r"(?:1\d|20)\d\d-[1-9]\d", f"{first}-{second}") and low % 100 < high
-        if is_phone or not (low < high or is_short):
+        if not (low < high or is_short):
             return match[0]
         # "$20-30" and "$20-$30 million": the currency is said once.
         if first_sign and (not second_sign or _SCALED.match(match.string, match.end())):
@@ -230,10 +342,10 @@ def _decade(match: re.Match) -> str:
 
 
 def _fraction(match: re.Match) -> str:
-    part, whole = match[1], match[2]
-    if whole not in _FRACTIONS or int(part) >= int(whole):
-        return f"{part} slash {whole}"
-    name = _FRACTIONS[whole]
+    part, whole, ending = match.groups()
+    if int(part) >= int(whole) or not (whole in _FRACTIONS or (ending and int(whole) <= len(_ORDINALS))):
+        return f"{part} slash {whole}{ending or ''}"
+    name = _FRACTIONS.get(whole) or _ORDINALS[int(whole) - 1]
     return f"one {name}" if part == "1" else f"{part} {name}s"
 
 

@@ -1,6 +1,8 @@
 """Recordings to log-mel features: resampled, checked, and padded to whole speech tokens."""
 
+from collections.abc import Mapping
 from functools import lru_cache
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,13 @@ class TextToSpeechFeatureExtractor(SequenceFeatureExtractor):
         Raises ValueError for a missing or wrong sampling_rate, wrong shapes, non-finite samples, silence, and clips
         that are too short or too long.
         """
+        first = audio[0] if isinstance(audio, list | tuple) and len(audio) else audio
+        if isinstance(first, str | bytes | bytearray | PathLike | Mapping) or hasattr(first, "read"):
+            raise ValueError(
+                "Expected samples (array, tensor or list of numbers) with their sampling_rate, got "
+                f"{type(first).__name__}: read files first, with soundfile.read say. The pipeline takes a path, an "
+                "array or {array, sampling_rate}."
+            )
         if sampling_rate is None:
             raise ValueError(
                 "Pass the sampling_rate (Hz) of the audio, for example the second value that soundfile.read returns; "
@@ -134,6 +143,8 @@ def _is_batch(audio: Any) -> bool:
 
 def _mono(audio: Any) -> np.ndarray:
     samples = audio.detach().cpu().numpy() if isinstance(audio, torch.Tensor) else np.asarray(audio)
+    if samples.size == 0:
+        raise ValueError("The audio is empty: it has no samples; pass a recording of speech.")
     if np.issubdtype(samples.dtype, np.signedinteger):
         # 64 bits mean that the type was lost on the way (a list of Python integers): 16-bit samples, as in most files.
         bits = 16 if samples.dtype.itemsize == 8 else 8 * samples.dtype.itemsize
@@ -143,7 +154,7 @@ def _mono(audio: Any) -> np.ndarray:
     samples = samples.astype(np.float32)
     if samples.ndim == 2 and min(samples.shape) <= _MAX_CHANNELS:
         samples = samples.mean(axis=int(np.argmin(samples.shape)))
-    if samples.ndim != 1 or samples.size == 0:
+    if samples.ndim != 1:
         raise ValueError(
             f"Expected one clip (samples,) or (channels, samples), got shape {samples.shape}. "
             "Pass several clips as a list of arrays."

@@ -162,6 +162,11 @@ def _ends_sentence(match: re.Match, after: str) -> bool:
     return not after[:1].islower()
 
 
+def is_long(text: str) -> bool:
+    """Whether a text is longer than any part of several words."""
+    return _length(text) > MAX_CHARACTERS and len(split_text(text)) > 1
+
+
 def _length(text: str) -> int:
     return len(text) + (IDEOGRAPH_CHARACTERS - 1) * len(_IDEOGRAPH.findall(text))
 

@@ -76,7 +76,8 @@ _MEASURES = (
     "立方米|平方公里|万|千|亿|点"
 )
 _PHONE = re.compile(
-    r"(?<![\d.])(?:(?:\+?86[- ]?)?1[3-9]\d-?\d{4}-?\d{4}|0\d{2,3}-\d{7,8}|400-?\d{3}-?\d{4}|\d+(?:-\d+){2,})(?![\d.])"
+    r"(?<![\d.])(?:(?:\+?86[- ]?)?1[3-9]\d[- ]?\d{4}[- ]?\d{4}|0\d{2,3}[- ]\d{3,4}[- ]?\d{4}|400[- ]?\d{3}[- ]?\d{4}|"
+    r"\d+(?:-\d+){2,})(?![\d.])"
 )
 _WIDE_PUNCTUATION = str.maketrans({"，": ", ", "：": ":", "．": ".", "　": " "})
 
@@ -148,7 +149,10 @@ def _write_units(text: str) -> str:
 def _write_numbers(text: str) -> str:
     """Everything with digits, and the signs between them, as Chinese words."""
     text = _PHONE.sub(_phone, _write_dates(_write_times(text)))
-    text = re.sub(rf"({_NUMBER})%?{_TO}({_NUMBER})%", r"百分之\1到百分之\2", text)
+    # Behind a percentage or a number it is a range: "10%-20%", "3 - 5%".
+    percentage = rf"{_NUMBER}(?:{_TO}-?{_NUMBER})?\s?[%‰]"
+    text = re.sub(rf"(?<![A-Za-z\d)%‰])(?<![\d%‰]\s)-\s?(?={percentage})", "负", text)
+    text = re.sub(rf"({_NUMBER})%?{_TO}(负?)({_NUMBER})%", r"百分之\1到\2百分之\3", text)
     text = re.sub(rf"({_NUMBER})\s?%", r"百分之\1", text)
     text = re.sub(rf"({_NUMBER})\s?‰", r"千分之\1", text)
     # Beside an equals sign a hyphen is a minus, elsewhere between numbers a range.
@@ -156,7 +160,8 @@ def _write_numbers(text: str) -> str:
     text = re.sub(rf"(?<=\d)\s?\^\s?({_NUMBER})", r"的\1次方", text)
     for sign, words in _BETWEEN_NUMBERS.items():
         text = re.sub(rf"(?<=\d)\s?{re.escape(sign)}\s?(?=\d)", words, text)
-    text = re.sub(rf"(?<=\d)([{HAN}]{{0,4}}){_TO}(?=\d|零下)", r"\1到", text)
+    # Behind a word that joins or compares, a hyphen is a minus: "-5到-3度".
+    text = re.sub(rf"(?<=\d)([{HAN}]{{0,4}})(?<![到至和与或为是比]){_TO}(?=\d|零下)", r"\1到", text)
     text = re.sub(r"(?<![A-Za-z\d)])-\s?(?=\d)", "负", text)
     text = re.sub(r"(?<![\d.])(\d+)/(\d+)(?![\d.])", r"\2分之\1", text)
     text = re.sub(r"\d+(?:\.\d+){2,}", lambda match: "点".join(say(part) for part in match[0].split(".")), text)
@@ -179,7 +184,7 @@ def _write_dates(text: str) -> str:
     # Years are read digit by digit; a round number of them is more likely a span: "5000年历史".
     text = re.sub(r"(?<!\d)(?![13-9]000)(\d{4})(?=\s?年)", lambda match: say_digits(match[1]), text)
     text = re.sub(r"(?<!\d)([05-9]0|[0-9]5)(?=后(?![面来天年]))", lambda match: say_digits(match[1]), text)
-    return re.sub(r"0(\d)(?=[月日号])", r"\1", text)
+    return re.sub(r"(?<!\d)0(\d)(?=[月日号])", r"\1", text)
 
 
 def _write_times(text: str) -> str:

@@ -27,6 +27,7 @@ from .modeling_vocoder import VocoderModel
 from .own_history import OwnHistory, advantages, policy_loss
 from .randomness import seeded_noise
 from .speech_generation import SpeechGenerationError, SpeechGenerationMixin  # noqa: F401 - also found here
+from .style_embeddings import merged_styles
 from .styles import RATE, Levels
 
 HISTORY = 12  # salt of the codes hidden from the LM
@@ -36,10 +37,10 @@ MODULES = ("encoder", "reward", "lm", "decoder", "speaker", "vocoder")
 @dataclass
 class E2ETTSOutput(ModelOutput):
     """
-    Named losses (scalars; None where not asked for): loss_lm, loss_asr, loss_spk, loss_ser, loss_flow, loss_prior on
-    true codes, the same with the prefix `predicted_` on codes that the LM predicts, predicted_loss_policy of whole
-    draws of the LM, and loss_kl, the divergence from a reference LM. `lm_logits` (B, T + 1, vocab), `ids` and `mask`
-    (B, T) are given for statistics.
+    Named losses (scalars; None where neither asked for nor made on the way): loss_lm, loss_asr, loss_spk, loss_ser,
+    loss_flow, loss_prior on true codes, the same with the prefix `predicted_` on codes that the LM predicts,
+    predicted_loss_policy of whole draws of the LM, and loss_kl, the divergence from a reference LM. `lm_logits` (B, T +
+    1, vocab), `ids` and `mask` (B, T) are given for statistics.
     """
 
     loss_lm: torch.Tensor | None = None
@@ -77,6 +78,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
 
     def __init__(self, config: E2ETTSConfig) -> None:
         super().__init__(config)
+        config.check_composition()  # again: what from_pretrained is given beside the folder is set without checks
         self.encoder = SpeechEncoderModel(config.encoder_config)
         self.reward = RewardModel(config.reward_config)
         self.lm = SpeechLM(config.lm_config)
@@ -89,10 +91,14 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         self.post_init()
 
     def freeze(self, modules: Sequence[str]) -> None:
-        """Stops these modules from learning. They stay in eval mode inside train(); gradients still flow through."""
-        self._frozen = tuple(modules)
+        """Stops these modules from learning. They stay in eval mode inside train(); gradients still flow through.
+
+        Modules that an earlier call froze learn again; others are left as they are, with adapters say.
+        """
+        before, self._frozen = self._frozen, tuple(modules)
         for name in MODULES:
-            getattr(self, name).requires_grad_(name not in self._frozen)
+            if name in self._frozen or name in before:
+                getattr(self, name).requires_grad_(name not in self._frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "E2ETTSModel":
@@ -110,6 +116,9 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The text embeddings; sharded training (FSDP) asks for them."""
         return self.lm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.lm.set_input_embeddings(value)
 
     @property
     def sampling_rate(self) -> int:
@@ -252,9 +261,9 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
             output.loss_kl = self._anchor(reference_lm, lm_inputs, logits)
         if "policy" in predicted_losses:
             losses = self.reward.compare(codes, own.mask, ctc_labels, own.speaker_target, own.reward)
-            better = advantages(losses["all"], own.draws)
+            better = advantages(losses["all"].masked_fill(~own.finished, torch.inf), own.draws)
             end = self.lm.end_token_id
-            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, own.finished, better, end)
+            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, own.finished, better, end, own.draws)
             output.predicted_loss_asr, output.predicted_loss_spk = (
                 losses[name].mean() if name in losses else None for name in ("asr", "spk")
             )
@@ -294,12 +303,17 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
     def add_styles(self, styles: Mapping[str, Levels], modules: Sequence[str] = ("lm", "decoder")) -> None:
         """Gives LM and decoder, or one of them, styles (see `StyleMixin.add_styles`); the rate is the LM's alone.
 
-        Raises ValueError for a style that one of them has with other levels.
+        Raises ValueError, and changes nothing, for a style that one of them has with other levels.
         """
-        for name in modules:
-            own = {style: levels for style, levels in styles.items() if name == "lm" or style != RATE}
-            getattr(self, name).add_styles(own)
-        self.config.check_composition()
+        wanted = copy.deepcopy(self.config)
+        own = {name: {style: n for style, n in styles.items() if name == "lm" or style != RATE} for name in modules}
+        for name, added in own.items():
+            config = getattr(wanted, f"{name}_config")
+            config.set_styles(merged_styles(config.styles, added))
+        wanted.check_composition()
+        for name, added in own.items():
+            getattr(self, name).add_styles(added)
+        self.freeze(self._frozen)
 
     def replace_module(self, name: str, module: PreTrainedModel) -> None:
         """Puts another module, a vocoder of its own training say, in the place of `name`.
@@ -325,8 +339,8 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
     def save_pretrained(
         self,
         save_directory: str,
-        state_dict: dict | None = None,
         is_main_process: bool = True,
+        state_dict: dict | None = None,
         push_to_hub: bool = False,
         variant: str | None = None,
         **kwargs,
@@ -335,12 +349,23 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
 
         Every folder also gets the code it needs, so that trust_remote_code=True loads it without this package (0.3 MB
         in all). state_dict: weights to write instead of the model's own, in another precision say. Of transformers'
-        other arguments those about shards say nothing here, since a module is a file.
+        other arguments those about shards say nothing here, since a module is a file. A model with a PEFT adapter saves
+        the adapter alone, as in transformers.
 
-        Raises ValueError for push_to_hub and variant: push the saved folder with `push_to_hub` of the model.
+        Raises ValueError for push_to_hub and variant: push the saved folder with `push_to_hub` of the model; and for a
+        module with an adapter of its own.
         """
         if push_to_hub or variant is not None:
             raise ValueError("Neither push_to_hub nor variant is known here: save, then call model.push_to_hub(name).")
+        adapted = [name for name in MODULES if getattr(getattr(self, name), "_hf_peft_config_loaded", False)]
+        if adapted:
+            raise ValueError(
+                f"{', '.join(adapted)} alone has an adapter, and what is saved would not be loaded again. Save it by "
+                f"itself (model.{adapted[0]}.save_pretrained), or add the adapter to the whole model."
+            )
+        if getattr(self, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+            return
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if not is_main_process:

@@ -76,8 +76,9 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
             # DiTBlock: transformers passes over custom modules that hold no parameter of their own.
             init.zeros_(module.weight)
             init.zeros_(module.bias)
+        elif self.style_embeddings.holds(module):
+            init.zeros_(module.weight)
         elif module is self:
-            self.style_embeddings.reset()
             init.zeros_(self.final_modulation.weight)
             init.zeros_(self.project_out.weight)
             init.normal_(self.frame_offset, mean=0.0, std=0.5)
@@ -125,6 +126,8 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         frame_mask: torch.Tensor,
     ) -> torch.Tensor:
         """v(x_t, t): x and prompt (B, T_mel, n_mels), time (B,), keep (B,) 0 where the whole condition is dropped."""
+        # Noise and flow time are float32 whatever the weights are.
+        x, prompt = x.to(condition.dtype), prompt.to(condition.dtype)
         scale = keep.to(x.dtype)[:, None, None]
         inputs = [x, prompt * scale, condition * scale]
         if prior is not None:

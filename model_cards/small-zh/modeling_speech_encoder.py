@@ -78,6 +78,7 @@ class SpeechEncoderModel(PreTrainedModel):
 
     def normalise(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Features (B, T_mel, n_mels) and mask (B, T_mel, 1) -> normalised features, zero in padding."""
+        features = features.float()  # sums over an utterance overflow in float16
         if self.config.mel_normalization == "fixed":
             return (features - self.config.mel_mean) / self.config.mel_std * mask
         frames = mask.sum(dim=1, keepdim=True)
@@ -107,9 +108,16 @@ class SpeechEncoderModel(PreTrainedModel):
     def encode(self, audio: torch.Tensor, lengths: torch.Tensor | None = None) -> SpeechEncoderOutput:
         """Waveform (B, samples) at the configured rate, or features (B, T_mel, n_mels) -> codes, ids, mask.
 
-        lengths (B,) counts valid samples or frames; without it every row is taken whole. Waveforms are padded with
-        zeros to whole tokens.
+        lengths (B,) counts valid samples or frames; without it every row is taken whole. Waveforms, floating point in
+        [-1, 1], are padded with zeros to whole tokens.
+
+        Raises ValueError for integers, whose scale is not known.
         """
+        if not audio.is_floating_point():
+            raise ValueError(
+                f"A waveform is floating point in [-1, 1], got {audio.dtype}: divide by the largest value of its type, "
+                "or take the processor's features."
+            )
         spec = MelSpec.from_dict(self.config.mel)
         if audio.dim() == 2:
             if lengths is None:

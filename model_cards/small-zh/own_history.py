@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-# Of a draw that cannot be what its text says: it is too short for the labels. In the units of the losses.
+# Of a draw that cannot be what its text says, too short for its labels or without an end, in the units of the losses.
 WORST = 5.0
 # Draws of one text that differ by less than this, in the units of the losses, hardly teach anything.
 LEAST_SPREAD = 0.1
@@ -59,18 +59,21 @@ def policy_loss(
     finished: torch.BoolTensor,
     better: torch.Tensor,
     end_token_id: int,
+    draws: int,
 ) -> torch.Tensor:
     """Draws that are better than others of their text become likelier, the others less likely.
 
     logits (B, T + 1, vocab) of the draws ids and mask (B, T). finished (B,): rows whose end was drawn, which then
-    counts as one of their tokens. better (B,): see `advantages`. Returns minus the mean over rows of better times the
-    mean log probability of what the row has drawn. It has the gradient of the expected reward where draws come from
-    these probabilities; drawn more sharply (a low temperature, guidance) they show where speech will go, and the
-    weights that would correct for it are left out.
+    counts as one of their tokens. better (B,): see `advantages`. draws: of each text, one after the other. Returns
+    minus the mean over rows of better times the log probability of what the row has drawn, divided by the mean length
+    of its text's draws. By its own length, a draw that goes on and on would be held against the LM least of all (Liu et
+    al., arXiv 2503.20783, section 3.1). It has the gradient of the expected reward where draws come from these
+    probabilities; drawn more sharply (a low temperature, guidance) they show where speech will go, and the weights that
+    would correct for it are left out.
     """
     lengths = mask.sum(dim=1, keepdim=True)
     taken = torch.nn.functional.pad(mask, (0, 1)).scatter(1, lengths, finished[:, None])
     ids = torch.nn.functional.pad(ids * mask, (0, 1)).scatter(1, lengths, end_token_id)
     log_probabilities = logits.float().log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
-    means = (log_probabilities * taken).sum(dim=1) / taken.sum(dim=1).clamp_min(1)
-    return -(better * means).mean()
+    usual_lengths = taken.sum(dim=1).view(-1, draws).float().mean(dim=1).clamp_min(1).repeat_interleave(draws)
+    return -(better * (log_probabilities * taken).sum(dim=1) / usual_lengths).mean()

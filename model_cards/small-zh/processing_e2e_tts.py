@@ -71,6 +71,7 @@ class TextToSpeechProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         return_tensors: str | None = "pt",
         is_symbols: bool = False,
+        padding: bool | str = True,
     ) -> BatchFeature:
         """Texts and reference recordings -> model inputs.
 
@@ -88,6 +89,8 @@ class TextToSpeechProcessor(ProcessorMixin):
             raise ValueError("Pass text, audio or both.")
         if return_tensors not in (None, "pt"):
             raise ValueError(f"The processor returns PyTorch tensors ('pt'), not {return_tensors!r}.")
+        if padding not in (True, "longest"):
+            raise ValueError(f"Texts are padded to the longest of them (padding=True), not {padding!r}.")
         data: dict[str, torch.Tensor] = {}
         if text is not None:
             symbols = self._symbols(text, is_symbols)
@@ -141,8 +144,8 @@ class TextToSpeechProcessor(ProcessorMixin):
         for index, (row, text) in enumerate(zip(rows, symbols, strict=True)):
             if len(row) > self.max_text_tokens:
                 raise ValueError(
-                    f"Text {index} has {len(row)} tokens, more than the {self.max_text_tokens} allowed; split it, "
-                    "best at the ends of sentences, and speak the parts one after another."
+                    f"Text {index} has {len(row)} tokens, more than the {self.max_text_tokens} allowed: split it, "
+                    "best at the ends of sentences, or let speak_long or stream of the pipeline do so."
                 )
             if self.frontend == "phonemes" and self.tokenizer.unk_token_id in row:
                 known = self.tokenizer.get_vocab()

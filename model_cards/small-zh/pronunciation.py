@@ -44,7 +44,10 @@ def take_pronunciations(text: str, language: str) -> tuple[str, tuple[tuple[str,
     given: list[tuple[str, str]] = []
 
     def replace(match: re.Match) -> str:
-        tokens = match[1].replace(WORD_BOUNDARY, f" {WORD_BOUNDARY} ").split()
+        inside = match[1].replace(WORD_BOUNDARY, f" {WORD_BOUNDARY} ")
+        if language == "zh":
+            inside = re.sub(r"(?<=[a-zü:]\d)(?=[a-zü])", " ", inside)  # ni3hao3
+        tokens = inside.split()
         if not _are_meant(tokens if match[2] == "}" else tokens[:1], language):
             return match[0]
         if match[2] != "}":

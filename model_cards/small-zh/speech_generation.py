@@ -1,5 +1,6 @@
 """Inference of the composite: text to speech at once or as a stream, and tokens to speech."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +12,7 @@ from torch import nn
 
 from .audio_features import length_mask
 from .modeling_flow_decoder import SOLVER_STEPS
-from .modeling_speech_lm import GeneratedCodes
+from .modeling_speech_lm import GeneratedCodes, SpeechLM
 from .reranking import check_candidates, generate_best
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
 from .styles import RATE, Style, level_words, resolve_styles
@@ -19,6 +20,18 @@ from .voices import Condition, Voice, VoiceMixin
 
 # What transformers' own text-to-audio pipeline adds for models that generate one flat sequence; means nothing here.
 STOCK_PIPELINE_SETTINGS = ("return_dict_in_generate", "max_new_tokens", "pad_token_id")
+# What a call may say of how the LM draws; of the other arguments of `SpeechLM.generate_codes` the request takes care.
+SAMPLING = inspect.signature(SpeechLM.generate_codes).parameters.keys() - {
+    "self",
+    "text_ids",
+    "text_mask",
+    "speaker_embedding",
+    "tokens_per_symbol",
+    "style_levels",
+    "prompt_ids",
+    "prompt_symbols",
+    "generator",
+}
 # The decoder learns with prompts up to half of an utterance of a few seconds; more only costs time.
 MAX_DECODER_PROMPT_SECONDS = 3.0
 # Speech of more tokens for each symbol of its text than this, or than twice what was asked for, has lost its way.
@@ -107,7 +120,10 @@ class SpeechGenerationMixin(VoiceMixin):
         text_ids: torch.LongTensor,
         text_mask: torch.Tensor | None = None,
         voice: str | Path | Voice | None = None,
+        reference_features: torch.Tensor | None = None,
+        reference_mask: torch.Tensor | None = None,
         speaker_embedding: torch.Tensor | None = None,
+        prompt_text_ids: torch.LongTensor | None = None,
         tokens_per_symbol: torch.Tensor | float | None = None,
         speed: float = 1.0,
         style: Style | Sequence[Style] | None = None,
@@ -131,7 +147,7 @@ class SpeechGenerationMixin(VoiceMixin):
         """
         if text_ids is not None and text_ids.shape[0] != 1:
             raise ValueError(f"One text is streamed at a time, got a batch of {text_ids.shape[0]}.")
-        speaker = voice if speaker_embedding is None else speaker_embedding
+        speaker = self._speaker(voice, reference_features, reference_mask, speaker_embedding, prompt_text_ids)
         request = self._request(
             text_ids, text_mask, speaker, tokens_per_symbol, speed, seed, sampling, style, candidates, ctc_labels
         )
@@ -187,6 +203,7 @@ class SpeechGenerationMixin(VoiceMixin):
     ) -> Request:
         if text_ids is None or text_ids.numel() == 0:
             raise ValueError("Nothing to speak: give text_ids (batch, length) from the processor.")
+        self._check_in_one_place()
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed must lie between 0.25 and 4, got {speed}.")
         if speed != 1.0 and self.lm.config.text_positions != "aligned":
@@ -195,6 +212,8 @@ class SpeechGenerationMixin(VoiceMixin):
             )
         check_candidates(candidates, ctc_labels, self.reward)
         given = {name: value for name, value in sampling.items() if name not in STOCK_PIPELINE_SETTINGS}
+        if unknown := sorted(given.keys() - SAMPLING):
+            raise ValueError(f"Unknown settings {unknown}; of sampling there are {sorted(SAMPLING)}.")
         batch = text_ids.shape[0]
         text_mask = torch.ones_like(text_ids, dtype=torch.bool) if text_mask is None else text_mask.bool()
         condition = self._condition(voice, batch)
@@ -207,6 +226,8 @@ class SpeechGenerationMixin(VoiceMixin):
         rate = condition.tokens_per_symbol
         if tokens_per_symbol is not None:
             rate = torch.as_tensor(tokens_per_symbol, device=self.device).float().expand(batch)
+            if not bool((rate.isfinite() & (rate > 0)).all()):
+                raise ValueError(f"tokens_per_symbol is a rate above 0, got {tokens_per_symbol}.")
         rate = rate / speed
         # Slow speech is long.
         limit = max(LONGEST_SYMBOL, 2.0 * float(rate.max()))
@@ -253,9 +274,7 @@ class SpeechGenerationMixin(VoiceMixin):
         self._check_ended(generated)
         return generated
 
-    def resolve_style(
-        self, style: Style | Sequence[Style], batch: int = 1
-    ) -> tuple[torch.LongTensor, torch.Tensor]:
+    def resolve_style(self, style: Style | Sequence[Style], batch: int = 1) -> tuple[torch.LongTensor, torch.Tensor]:
         """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).
 
         Raises ValueError, naming what there is, for a style or level that the checkpoint does not have.
@@ -269,6 +288,16 @@ class SpeechGenerationMixin(VoiceMixin):
             name: level_words(name, levels) or tuple(str(level) for level in range(1, levels + 1))
             for name, levels in self.config.styles.items()
         }
+
+    def _check_in_one_place(self) -> None:
+        """Raises ValueError for a model that accelerate has spread over devices: a step of the LM reads its weights
+        directly, past what would bring them together."""
+        places = sorted({str(place) for place in (getattr(self, "hf_device_map", None) or {}).values()})
+        if len(places) > 1:
+            raise ValueError(
+                f"The model is spread over {', '.join(places)}, but speaks on one device only: load it with "
+                'device_map={"": 0}, or without device_map.'
+            )
 
     @staticmethod
     def _check_ended(generated: GeneratedCodes) -> None:
@@ -303,7 +332,9 @@ class SpeechGenerationMixin(VoiceMixin):
         """
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise ValueError(f"Nothing to decode: ids must be (batch, length), got shape {tuple(ids.shape)}.")
+        self._check_in_one_place()
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        ids = ids * mask  # whatever padding holds, -100 say
         # Rows get noise of their own, as in generate.
         seeds = torch.randint(0, 2**31, (ids.shape[0],), generator=torch.Generator().manual_seed(seed))
         solver = {"num_steps": num_steps, "guidance": guidance, "temperature": decoder_temperature}

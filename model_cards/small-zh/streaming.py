@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -103,7 +103,8 @@ class TokenStream(BaseStreamer):
     """Iterates over the tokens of one sequence while `generate` finds them in a thread of its own.
 
     generate is called with streamer=... and stopping_criteria=...; after the iteration `result()` is what it returned.
-    An error in the thread is raised by the iteration. Leaving the `with` block early stops the generation.
+    An error in the thread is raised by the iteration. Leaving the `with` block early stops the generation. Autocast,
+    which belongs to a thread, holds there as where the block was entered.
     """
 
     _END = object()
@@ -114,17 +115,22 @@ class TokenStream(BaseStreamer):
         self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="speech-tokens")
         self._future: Future | None = None
+        self._autocast: dict[str, torch.dtype] = {}
         self._has_prompt = False
 
     def __enter__(self) -> "TokenStream":
         criteria = StoppingCriteriaList([_Stop(self._stopped)])
+        kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        self._autocast = {kind: torch.get_autocast_dtype(kind) for kind in kinds}
         self._future = self._thread.submit(self._run, streamer=self, stopping_criteria=criteria)
         # Runs after the last token was put, also where an error ended the thread.
         self._future.add_done_callback(lambda _: self._tokens.put(self._END))
         return self
 
     def _run(self, **arguments: Any) -> Any:
-        with half_of_the_cores():
+        with half_of_the_cores(), ExitStack() as stack:
+            for kind, dtype in self._autocast.items():
+                stack.enter_context(torch.autocast(kind, dtype))
             return self._generate(**arguments)
 
     def __exit__(self, *exception: Any) -> None:

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Container
 
 from .abbreviations import write_out_abbreviations
-from .english_numbers import say_as_written, write_out_numbers, write_out_powers
+from .english_numbers import say_as_written, write_out_numbers, write_out_powers, write_out_roman
 
 PUNCTUATION = (",", ".", "?", "!", ";", ":")
 
@@ -83,7 +83,7 @@ def normalize_english(text: str, lexicon: Container[str]) -> tuple[str, list[str
         return "", dropped
     for step in (_write_out, _separate, say_as_written, _settle_punctuation):
         text = step(text)
-    return _read_capitals(text, lexicon), dropped
+    return _read_capitals(_join_words(text, lexicon), lexicon), dropped
 
 
 def _break_paragraphs(text: str) -> str:
@@ -151,7 +151,7 @@ def _read_signs(text: str) -> tuple[str, list[str]]:
 
 def _write_out(text: str) -> str:
     """Abbreviations and what stands around numbers. Units come first: "10 min. 5" is no minimum."""
-    return write_out_abbreviations(write_out_numbers(text))
+    return write_out_abbreviations(write_out_roman(write_out_numbers(text)))
 
 
 def _spell(letters: str) -> str:
@@ -168,7 +168,7 @@ def _separate(text: str) -> str:
     text = re.sub(r"(?<=[A-Za-z])/(?=[A-Za-z])", " ", text)
     text = re.sub(r"(?<=\d)(st|nd|rd|th)-(?=[A-Za-z])", r"\1 ", text, flags=re.IGNORECASE)
     text = re.sub(r"(?<=\d)'(?=\d)", " ", text)
-    text = re.sub(r"(?<=[A-Za-z])[-.]?(?=\d)", " ", text)
+    text = re.sub(r"(?<=[A-Za-z])[-./]?(?=\d)", " ", text)
     text = re.sub(r"(?<=\d)-?(?!(?:st|nd|rd|th|am|pm|a\.m|p\.m)\b)(?=[A-Za-z])", " ", text, flags=re.IGNORECASE)
     text = re.sub(r"\+", " plus ", text)
     # Plural of a spelled abbreviation: "CDs" -> "CD's", which is spelled with a z at the end.
@@ -183,6 +183,18 @@ def _settle_punctuation(text: str) -> str:
         text = re.sub(rf"[.?!]*\{mark}[.?!]+|[.?!]+\{mark}[.?!]*", mark, text)
     text = re.sub(r"([,;:])[\s,;:]*(?=[,;:.?!](?:\s|$))", "", text)
     return " ".join(text.split())
+
+
+def _join_words(text: str, lexicon: Container[str]) -> str:
+    """Without the hyphen between parts that are no words by themselves: "Wi-Fi" -> "WiFi"."""
+
+    def join(match: re.Match) -> str:
+        first, second = match.groups()
+        whole = (first + second).lower()
+        is_joint = whole in lexicon and not (first.lower() in lexicon and second.lower() in lexicon)
+        return first + second if is_joint else match[0]
+
+    return re.sub(r"(?<![\w'-])([A-Za-z]+)-([A-Za-z]+)(?!\w)", join, text)
 
 
 def _read_capitals(text: str, lexicon: Container[str]) -> str:

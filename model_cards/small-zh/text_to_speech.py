@@ -5,6 +5,7 @@ The file travels with checkpoints, so it imports nothing of this package but its
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import chain
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .long_text import PAUSE_SECONDS, fit_parts, named_part, split_pieces, split_text
+from .long_text import PAUSE_SECONDS, fit_parts, is_long, named_part, speak_long, split_pieces, split_text
 from .voice_tools import VoiceTools
 from .watermark import Watermark, choose_watermark, load_watermark
 
@@ -45,7 +46,8 @@ WHOLE_NUMBERS = ("num_steps", "top_k", "candidates", "seed")
 class TextToSpeechPipeline(VoiceTools, Pipeline):
     """Texts to speech, in a built-in voice or in that of a reference recording.
 
-    `stream` speaks while it reads; `clone`, `convert`, `tokenize` and `detokenize` are in `VoiceTools`.
+    `speak_long` takes texts of any length, `stream` speaks while it reads them; `clone`, `convert`, `tokenize` and
+    `detokenize` are in `VoiceTools`.
 
     ```python
     speak = pipeline("text-to-speech", model=folder, trust_remote_code=True)
@@ -115,6 +117,18 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
                 if not isinstance(text, str):
                     raise ValueError(f"Expected texts (str), got {type(text).__name__} among them.")
         return super().__call__(inputs, *args, **kwargs)
+
+    def speak_long(
+        self,
+        text: str,
+        progress: Callable[[int, int, str], None] | None = None,
+        pause_seconds: float = PAUSE_SECONDS,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """A text of any length, a paragraph or a book, sentence by sentence with pauses between them -> what a call
+        gives. progress(number, count, part) is called before each part; settings and errors as in a call, but a
+        sentence that fails is tried again."""
+        return speak_long(self, text, progress, pause_seconds, **settings)
 
     def stream(
         self,
@@ -271,6 +285,12 @@ class TextToSpeechPipeline(VoiceTools, Pipeline):
         raise ValueError(f"Unknown voice {voice!r}; this model has {known}, or give the {VOICE_SUFFIX} file of one.")
 
     def preprocess(self, inputs: str) -> dict[str, torch.Tensor]:
+        if is_long(inputs):
+            warnings.warn(
+                f"A text of {len(inputs)} characters is spoken in one go, longer than what checkpoints have learned: "
+                "words may be skipped or repeated. speak_long and stream of this pipeline go sentence by sentence.",
+                stacklevel=2,
+            )
         return dict(self.processor(text=inputs))
 
     def find_watermark(self, voice: Any, wanted: bool | None = None, is_recorded: bool = False) -> Watermark | None:

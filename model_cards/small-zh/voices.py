@@ -159,7 +159,7 @@ class VoiceMixin:
         self.config.voices = {name: float(tokens_per_symbol[name]) for name in names}
         self.config.default_voice = next(iter(embeddings))
         values = [nn.functional.normalize(embeddings[name].float(), dim=-1) for name in names]
-        self.voice_embeddings = torch.stack(values).to(self.device)
+        self.voice_embeddings = torch.stack(values).to(self.voice_embeddings)
 
     @torch.no_grad()
     def make_voice(
@@ -278,6 +278,11 @@ class VoiceMixin:
             prompt = voice if voice.prompt_ids is not None else None
         else:
             raise ValueError(f"A voice is a name, a file, a Voice or an embedding, got {type(voice).__name__}.")
+        width = self.voice_embeddings.shape[1]
+        if embedding.shape not in ((width,), (1, width), (batch, width)):
+            raise ValueError(
+                f"A voice is an embedding ({width},), or one a text ({batch}, {width}), got {tuple(embedding.shape)}."
+            )
         embedding = embedding.to(self.device, self.voice_embeddings.dtype).expand(batch, -1)
         return Condition(embedding, torch.as_tensor(rate, device=self.device).float().expand(batch), prompt)
 

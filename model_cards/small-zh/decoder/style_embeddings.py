@@ -4,9 +4,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from transformers import initialization as init
 
 from .styles import UNSPECIFIED, Levels, count_levels
+
+
+def merged_styles(have: Mapping[str, Levels], styles: Mapping[str, Levels]) -> dict[str, Levels]:
+    """The styles of a model and further ones. Raises ValueError for one that it has with other levels."""
+    for name, levels in styles.items():
+        if have.get(name, levels) != levels:
+            raise ValueError(f"The model has the style {name!r} with the levels {have[name]}, not {levels}.")
+    return {**have, **styles}
 
 
 class StyleEmbeddings(nn.ModuleDict):
@@ -19,11 +26,12 @@ class StyleEmbeddings(nn.ModuleDict):
         super().__init__(
             {name: nn.Embedding(1 + count_levels(levels), size, UNSPECIFIED) for name, levels in styles.items()}
         )
-        self.size = size
+        self._size = size
 
-    def reset(self) -> None:
-        for embedding in self.values():
-            init.zeros_(embedding.weight)
+    def holds(self, module: nn.Module) -> bool:
+        """Whether a module is one of the embeddings: `_init_weights` of a model, which sets them to zero, asks this of
+        every layer, since transformers passes over custom modules that hold no parameter of their own."""
+        return any(module is embedding for embedding in self.values())
 
     def forward(self, style_levels: torch.LongTensor) -> torch.Tensor:
         """Raises ValueError for levels of fewer or more styles."""
@@ -32,7 +40,7 @@ class StyleEmbeddings(nn.ModuleDict):
                 f"The model has {len(self)} styles ({', '.join(self) or 'none'}), but style_levels has "
                 f"{style_levels.shape[1]} columns."
             )
-        total = style_levels.new_zeros((style_levels.shape[0], self.size), dtype=torch.get_default_dtype())
+        total = style_levels.new_zeros((style_levels.shape[0], self._size), dtype=torch.get_default_dtype())
         for embedding, levels in zip(self.values(), style_levels.unbind(dim=1), strict=True):
             total = total + embedding(levels)
         return total
@@ -46,12 +54,10 @@ class StyleMixin:
 
         Raises ValueError for a style that the model has with other levels.
         """
-        have, before = self.config.styles, self.style_embeddings
-        for name, levels in styles.items():
-            if have.get(name, levels) != levels:
-                raise ValueError(f"The model has the style {name!r} with the levels {have[name]}, not {levels}.")
-        self.config.set_styles({**have, **styles})
-        grown = StyleEmbeddings(self.config.styles, before.size)
-        grown.reset()
+        before = self.style_embeddings
+        self.config.set_styles(merged_styles(self.config.styles, styles))
+        grown = StyleEmbeddings(self.config.styles, before._size)
+        for embedding in grown.values():
+            nn.init.zeros_(embedding.weight)
         grown.update(before.items())
         self.style_embeddings = grown.to(device=self.device, dtype=self.dtype)

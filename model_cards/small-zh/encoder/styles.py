@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+from torch import nn
 
 Levels: TypeAlias = int | Sequence[str]
 Style: TypeAlias = Mapping[str, str | int] | str  # {"pitch": "high", "effort": 2}, or "pitch=high, effort=2"
@@ -34,6 +35,8 @@ def check_styles(styles: Mapping[str, Levels]) -> None:
     for name, levels in styles.items():
         if not name.isidentifier():
             raise ValueError(f"A style's name consists of letters, digits and underscores, got {name!r}.")
+        if hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"{name!r} means something to torch and cannot be the name of a style: choose another.")
         named = not isinstance(levels, int)
         if named and (isinstance(levels, str) or len({*levels}) < len(levels) or not all(levels)):
             raise ValueError(f"The classes of the style {name!r} must be a list of different names, got {levels!r}.")
@@ -82,9 +85,7 @@ def parse_level(name: str, level: str | int, levels: Levels) -> int:
         text = level.strip()
         level = int(text) if text.isascii() and text.isdecimal() else -1
     if isinstance(level, bool) or not isinstance(level, int) or not UNSPECIFIED <= level <= count:
-        raise ValueError(
-            f"Style {describe_styles({name: levels})} has no such level; {UNSPECIFIED} asks for nothing."
-        )
+        raise ValueError(f"Style {describe_styles({name: levels})} has no such level; {UNSPECIFIED} asks for nothing.")
     return level
 
 

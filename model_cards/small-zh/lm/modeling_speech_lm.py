@@ -27,7 +27,7 @@ class SpeechLMOutput(ModelOutput):
     """
     loss (`torch.Tensor`, scalar): mean over utterances of each one's mean cross-entropy in nats a token.
     logits (`torch.Tensor` of shape (B, T + 1, vocab_size)): position t predicts code t, the last END_OF_SPEECH
-        (teacher forcing), or (B, L, vocab_size) for the generic call.
+        (teacher forcing), or (B, L, vocab_size), or fewer by logits_to_keep, for the generic call.
     hidden_states (`torch.Tensor` of shape (B, T + 1, d)): the states behind the logits.
     past_key_values (`Cache`, *optional*).
     """
@@ -88,9 +88,7 @@ class TextGuidance(LogitsProcessor):
     should win by its ratio.
     """
 
-    def __init__(
-        self, scale: float, limits: LogitsProcessor, processors: LogitsProcessorList, top_k: int = 0
-    ) -> None:
+    def __init__(self, scale: float, limits: LogitsProcessor, processors: LogitsProcessorList, top_k: int = 0) -> None:
         self.scale, self.limits, self.processors, self.top_k = scale, limits, processors, top_k
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -150,8 +148,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, mean=0.0, std=1.0)
         elif module is self.code_keys.outer:
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-        elif module is self:
-            self.style_embeddings.reset()
+        elif self.style_embeddings.holds(module):
+            init.zeros_(module.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -223,13 +221,17 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         )
         ones = text_mask.new_ones((batch, 1))
         mask = torch.cat([ones, ones, text_mask, ones], dim=1)
-        index = torch.arange(length, device=text_ids.device, dtype=torch.float32).expand(batch, -1)
+        # Padding, on whichever side, does not count.
+        index = (text_mask.cumsum(dim=1) - 1).clamp_min(0).float()
         if self.config.text_positions == "aligned":
             if tokens_per_symbol is None:
                 raise ValueError('text_positions="aligned" needs tokens_per_symbol (B,): speech tokens per text token.')
             zero = index.new_zeros((batch, 1))
             rate = tokens_per_symbol.to(index)
-            text_positions = (index + 0.5) * rate[:, None] if rate.dim() == 1 else rate.cumsum(dim=1) - 0.5 * rate
+            if rate.dim() == 1:
+                text_positions = (index + 0.5) * rate[:, None]
+            else:
+                text_positions = (rate * text_mask).cumsum(dim=1) - 0.5 * rate
             positions = torch.cat([zero, zero, text_positions, zero], dim=1)
             first = index.new_ones((batch,))
         else:
@@ -255,14 +257,22 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> SpeechLMOutput:
-        """Teacher forcing when `codes` (B, T, D) is given, else the generic call that `generate` makes.
+        """Teacher forcing when `codes` (B, T, D) is given, else the generic call that `generate` makes, where
+        logits_to_keep is how many of the last positions are scored (0: all).
 
         labels (B, T): the code indices to predict. They carry no gradient to the tokenizer; `codes` does.
         history_mask (B, T): false on codes that predictions may not look back on; their embeddings are zero.
+
+        Raises ValueError where there is nothing to read, or labels but no codes.
         """
         if codes is None:
+            if labels is not None:
+                raise ValueError("labels are predicted behind codes (B, T, D): give codes too, those of the labels.")
+            if input_ids is None and inputs_embeds is None:
+                raise ValueError("Nothing to read: give text_ids and codes, or input_ids, or inputs_embeds.")
             if inputs_embeds is None:
                 inputs_embeds = self.embed_ids(input_ids)
             output = self.model(
@@ -272,9 +282,8 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
                 past_key_values=past_key_values,
                 use_cache=use_cache,
             )
-            hidden_states = output.last_hidden_state
-            if past_key_values is not None:
-                hidden_states = hidden_states[:, -1:]
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden_states = output.last_hidden_state[:, kept]
             return SpeechLMOutput(
                 logits=self.score(hidden_states), hidden_states=hidden_states, past_key_values=output.past_key_values
             )
@@ -301,14 +310,13 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         return SpeechLMOutput(loss=loss, logits=logits, hidden_states=hidden_states)
 
     def loss(self, logits: torch.Tensor, labels: torch.LongTensor, code_mask: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of codes and END_OF_SPEECH: a mean per utterance, then over utterances."""
+        """Cross-entropy of codes (those that are not -100) and END_OF_SPEECH: a mean per utterance, then over
+        utterances."""
         lengths = code_mask.sum(dim=1)
         targets = nn.functional.pad(labels.masked_fill(~code_mask, -100), (0, 1), value=-100)
         targets = targets.scatter(1, lengths[:, None], self.end_token_id)
-        losses = nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=-100, reduction="none"
-        )
-        return (losses.sum(dim=1) / (lengths + 1)).mean()
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
+        return (losses.sum(dim=1) / (targets != -100).sum(dim=1)).mean()
 
     @torch.no_grad()
     def generate_codes(

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, SpeechT5HifiGanConfig
 
 from .audio_features import MelSpec
@@ -15,6 +16,7 @@ HIFIGAN_DEFAULTS = {
 }
 
 
+@strict
 class VocoderConfig(PreTrainedConfig):
     r"""
     Configuration of the vocoder: natural-log mel (as `MelSpectrogram` gives it, not normalised) -> waveform.
@@ -29,8 +31,13 @@ class VocoderConfig(PreTrainedConfig):
         makes the head predict several shorter frames per mel frame.
     max_log_magnitude (`float`): upper clip of the predicted log magnitude.
     phase_prior_iterations (`int`): iterations of the Griffin-Lim algorithm whose spectrum the network corrects; 0 lets
-        the network predict the whole spectrum. A prior learns in a small fraction of the steps. It costs about a
-        twentieth of real time on one CPU core, and no gradient flows through it.
+        the network predict the whole spectrum. A prior learns in a small fraction of the steps. No gradient flows
+        through it. It is that of the synthesis frames, the mel interpolated between its own: at an `istft_hop_length`
+        of 5 ms it is much better than at 20 ms (small-en's card has the figures), at about twice the cost.
+    refine_layers (`int`): ConvNeXt layers of a second pass of "istft" over the waveform of the first, in shorter frames
+        (`WaveformRefiner`); 0 for none. A trained vocoder can be given one, which then starts by changing nothing.
+    refine_size, refine_n_fft, refine_hop_length (`int`): its hidden size, and window and hop in samples. The hop
+        divides the mel's.
     hifigan (`dict`, *optional*): fields of `SpeechT5HifiGanConfig`; the product of `upsample_rates` is the mel's hop.
 
     Raises ValueError where these do not fit together.
@@ -46,20 +53,29 @@ class VocoderConfig(PreTrainedConfig):
     kernel_size: int = 7
     istft_n_fft: int = 1280
     istft_hop_length: int | None = None
-    max_log_magnitude: float = 7.0
+    max_log_magnitude: float | int = 7.0
     phase_prior_iterations: int = 0
+    refine_layers: int = 0
+    refine_size: int = 128
+    refine_n_fft: int = 320
+    refine_hop_length: int = 80
     hifigan: dict | None = None
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
         self.mel = MelSpec.from_dict(self.mel).to_dict()
         super().__post_init__(**kwargs)
         if self.istft_hop_length is None:
             self.istft_hop_length = self.hop_length
+        if self.architecture == "hifigan":
+            self.hifigan = {**HIFIGAN_DEFAULTS, **(self.hifigan or {})}
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """Raises ValueError, naming the values, for settings that do not fit together."""
         if self.architecture == "istft":
             self._check_istft()
         else:
-            self.hifigan = {**HIFIGAN_DEFAULTS, **(self.hifigan or {})}
             self._check_hifigan()
 
     @property
@@ -88,27 +104,24 @@ class VocoderConfig(PreTrainedConfig):
         return SpeechT5HifiGanConfig(**settings)
 
     def _check_istft(self) -> None:
-        if self.hop_length % self.istft_hop_length:
-            raise ValueError(
-                f"istft_hop_length {self.istft_hop_length} must divide the mel's hop_length {self.hop_length}."
-            )
-        if self.istft_n_fft % self.istft_hop_length or (self.istft_n_fft - self.istft_hop_length) % 2:
-            raise ValueError(
-                f"istft_n_fft {self.istft_n_fft} must be a multiple of the synthesis hop {self.istft_hop_length}, and "
-                "their difference even, so that T frames give exactly T hops."
-            )
-        if self.istft_n_fft < 2 * self.istft_hop_length:
-            raise ValueError(
-                f"istft_n_fft {self.istft_n_fft} must be at least twice the synthesis hop {self.istft_hop_length}: "
-                "windows have to overlap."
-            )
-        if self.phase_prior_iterations and self.istft_hop_length != self.hop_length:
-            raise ValueError(
-                f"A phase prior needs the synthesis at the mel's hop_length {self.hop_length}, not at istft_hop_length "
-                f"{self.istft_hop_length}. Set phase_prior_iterations to 0 or remove istft_hop_length."
-            )
+        self._check_frames("istft_n_fft", "istft_hop_length")
+        if self.refine_layers:
+            self._check_frames("refine_n_fft", "refine_hop_length")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}.")
+
+    def _check_frames(self, window: str, hop: str) -> None:
+        """Raises ValueError where a window and a hop, by the names of their settings, cannot be synthesised with."""
+        n_fft, hop_length = getattr(self, window), getattr(self, hop)
+        if self.hop_length % hop_length:
+            raise ValueError(f"{hop} {hop_length} must divide the mel's hop_length {self.hop_length}.")
+        if n_fft % hop_length or (n_fft - hop_length) % 2:
+            raise ValueError(
+                f"{window} {n_fft} must be a multiple of {hop} {hop_length}, and their difference even, so that T "
+                "frames give exactly T hops."
+            )
+        if n_fft < 2 * hop_length:
+            raise ValueError(f"{window} {n_fft} must be at least twice {hop} {hop_length}: windows have to overlap.")
 
     def _check_hifigan(self) -> None:
         rates, kernels = self.hifigan["upsample_rates"], self.hifigan["upsample_kernel_sizes"]

@@ -80,6 +80,18 @@ def initial_phase(frames: int, n_fft: int, hop_length: int, first_frame: int = 0
     return (2 * math.pi * (turns % 1)).float()
 
 
+def interpolate_frames(mel: torch.Tensor, count: int, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, T, n_mels) -> (B, T * count, n_mels): linear in time, constant beyond the first and the last frame, the last
+    being that of each row's mask (B, T)."""
+    before = torch.cat([mel[:, :1], mel[:, :-1]], dim=1)
+    after = torch.cat([mel[:, 1:], mel[:, -1:]], dim=1)
+    if mask is not None:
+        after = torch.where(F.pad(mask[:, 1:], (0, 1))[..., None], after, mel)
+    places = (torch.arange(count, device=mel.device) + 0.5) / count - 0.5
+    parts = [mel + abs(place) * ((before if place < 0 else after) - mel) for place in places.tolist()]
+    return torch.stack(parts, dim=2).flatten(1, 2)
+
+
 @torch.no_grad()
 def griffin_lim_spectrum(
     mel: torch.Tensor,
@@ -88,23 +100,45 @@ def griffin_lim_spectrum(
     iterations: int,
     mask: torch.Tensor | None = None,
     first_frame: int = 0,
+    hop_length: int | None = None,
 ) -> torch.Tensor:
-    """Natural-log mel (B, T, n_mels) -> complex spectrum (B, T, n_fft // 2 + 1) with nearly consistent phases.
+    """Natural-log mel (B, T, n_mels) -> complex spectrum (B, N, n_fft // 2 + 1) with nearly consistent phases.
 
-    The accelerated algorithm (momentum 0.99). n_fft is a multiple of the mel's hop. The result for a frame does not
-    depend on padding, given its mask (B, T), and carries no gradient. first_frame: where in its utterance the mel
-    begins, so that the phases of a part go with those of the whole.
+    The accelerated algorithm (momentum 0.99). hop_length: that of the spectrum, by default the mel's, of which it is a
+    divisor, and n_fft a multiple; N = T * mel hop / hop_length. The result for a frame does not depend on padding,
+    given its mask (B, T), and carries no gradient. first_frame: where in its utterance the mel begins, so that the
+    phases of a part go with those of the whole.
     """
+    hop_length = hop_length or spec.hop_length
+    count = spec.hop_length // hop_length
+    if count > 1:
+        mel = interpolate_frames(mel.float(), count, mask)
+        mask = None if mask is None else mask.repeat_interleave(count, dim=1)
+        first_frame *= count
+    # In float16 the smallest magnitudes would be zero divided by zero, so autocast is off here.
+    with torch.autocast(mel.device.type, enabled=False):
+        return _griffin_lim(mel.float(), spec, n_fft, hop_length, iterations, mask, first_frame)
+
+
+def _griffin_lim(
+    mel: torch.Tensor,
+    spec: MelSpec,
+    n_fft: int,
+    hop_length: int,
+    iterations: int,
+    mask: torch.Tensor | None,
+    first_frame: int,
+) -> torch.Tensor:
     magnitude = mel_to_magnitude(mel, spec, n_fft)
     if mask is not None:
         magnitude = magnitude * mask[..., None]
     window = torch.hann_window(n_fft, device=mel.device)
-    phase = initial_phase(mel.shape[1], n_fft, spec.hop_length, first_frame).to(mel.device)
+    phase = initial_phase(mel.shape[1], n_fft, hop_length, first_frame).to(mel.device)
     estimate = torch.polar(torch.ones_like(phase), phase)
     previous = torch.zeros_like(magnitude, dtype=estimate.dtype)
     for _ in range(iterations):
         frames = torch.fft.irfft(magnitude * estimate, n=n_fft, dim=-1)
-        rebuilt = analyse(overlap_add(frames, window, spec.hop_length, mask), window, spec.hop_length)
+        rebuilt = analyse(overlap_add(frames, window, hop_length, mask), window, hop_length)
         accelerated = rebuilt - 0.99 / 1.99 * previous
         estimate = accelerated / accelerated.abs().clamp_min(1e-8)
         previous = rebuilt
