@@ -227,13 +227,14 @@ def seam_steps(audio: torch.Tensor, seams: list[int]) -> list[float]:
 def test_no_click_and_little_difference(released, speech):
     ids, voice = speech
     chunking = Chunking()
-    whole = released.decode(ids, voice=voice, seed=1)
-    chunked = released.decode(ids, voice=voice, seed=1, chunking=chunking)
-    other = released.decode(ids, voice=voice, seed=2, vocoder=False)
-    # Decoded in chunks, the mel is nearer to the whole utterance's than two draws of the decoder to each other, even of
-    # one that draws little (noise scaled by 0.6).
+    # The decoder's own noise: calmed, as the checkpoint has it, two draws are near to each other already.
+    settings = {"voice": voice, "decoder_temperature": 1.0}
+    whole = released.decode(ids, seed=1, **settings)
+    chunked = released.decode(ids, seed=1, chunking=chunking, **settings)
+    other = released.decode(ids, seed=2, vocoder=False, **settings)
+    # Decoded in chunks, the mel is far nearer to the whole utterance's than two draws of the decoder to each other.
     distance = (chunked["mel"] - whole["mel"]).abs().mean()
-    assert distance < 0.75 * (other["mel"] - whole["mel"]).abs().mean()
+    assert distance < 0.5 * (other["mel"] - whole["mel"]).abs().mean()
     samples = 640 * torch.tensor([chunking.first, *[chunking.size] * 2]).cumsum(0)
     seams = [int(seam) for seam in samples if seam < chunked["audio"].shape[1] - 640]
     assert len(seams) == 3

@@ -41,8 +41,10 @@ class StepDecoder:
         # Dropout is off in every step, and gradient checkpointing would keep no states.
         training = model.training
         model.eval()
-        output = model(inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=True)
-        model.train(training)
+        try:
+            output = model(inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=True)
+        finally:
+            model.train(training)
         self.state = output.last_hidden_state[:, -1]
         self.length = embeds.shape[1]
         self.keys, self.values = [], []
