@@ -1,8 +1,9 @@
-"""Best of several: the LM draws speech tokens more than once, and the reward model keeps those that it understands."""
+"""Several draws: the reward model keeps of them what it understands best, and rows that failed are drawn again."""
 
 from typing import Any
 
 import torch
+from torch import nn
 
 from .modeling_reward import RewardModel
 from .modeling_speech_lm import GeneratedCodes, SpeechLM
@@ -28,6 +29,28 @@ def check_candidates(candidates: int, ctc_labels: torch.LongTensor | None, rewar
             "To choose among candidates the reward model needs ctc_labels, which the processor gives beside text_ids; "
             "or set candidates=1."
         )
+
+
+def selected_rows(arguments: dict[str, Any], rows: torch.BoolTensor) -> dict[str, Any]:
+    """Arguments of `SpeechLM.generate_codes` for B texts -> those for the texts where rows (B,) is true."""
+    return {
+        name: value[rows] if name in _ROWS and value is not None else value for name, value in arguments.items()
+    }
+
+
+def with_rows_replaced(codes: GeneratedCodes, rows: torch.BoolTensor, others: GeneratedCodes) -> GeneratedCodes:
+    """Codes of B texts with those of `others`, one text for each true entry of rows (B,), in their place."""
+    kept = codes.mask & ~rows[:, None]
+    length = max(int(mask.sum(dim=1).max()) for mask in (kept, others.mask))
+
+    def merged(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        first, second = (nn.functional.pad(part, (0, length - part.shape[1])) for part in (first, second))
+        first[rows] = second
+        return first
+
+    finished = codes.finished.clone()
+    finished[rows] = others.finished
+    return GeneratedCodes(ids=merged(codes.ids, others.ids), mask=merged(kept, others.mask), finished=finished)
 
 
 def generate_best(

@@ -59,6 +59,11 @@ _EMPHASISED = re.compile(
     "ALL|AND|ANY|ARE|AS|AT|BE|BUT|BY|CAN|DID|DO|FOR|GET|GO|HAD|HAS|HE|HER|HIM|HIS|HOW|IF|IN|IS|ITS|ME|MY|NEW|NO|NOT|"
     "NOW|OF|OFF|OLD|ON|ONE|OR|OUR|OUT|SEE|SHE|SO|TEN|THE|TO|TOO|TWO|UP|WAS|WE|WHY|YES|YET|YOU"
 )
+# Abbreviations with a vowel that are spelled in small letters too, where the lexicon does not know them as words.
+_SPELLED = frozenset("ai api atm ceo cfo cpu cto dna eu gpu ip os ui uk url usa usb".split())
+_HISSED = re.compile("s+h+|p+s+t+|t+s+k+|b+r+|g+r+|p+f+t*|z+|h*m+|h+")
+# Few capitals of which syllables can be made: COVID and FIFA, not NAACP.
+_PRONOUNCEABLE = re.compile("[^AEIOU][AEIOUY][^AEIOU]{1,2}[AEIOUY][^AEIOU]?")
 
 
 def fold_letters(text: str) -> str:
@@ -83,7 +88,7 @@ def normalize_english(text: str, lexicon: Container[str]) -> tuple[str, list[str
         return "", dropped
     for step in (_write_out, _separate, say_as_written, _settle_punctuation):
         text = step(text)
-    return _read_capitals(_join_words(text, lexicon), lexicon), dropped
+    return _read_capitals(_spell_small_letters(_join_words(text, lexicon), lexicon), lexicon), dropped
 
 
 def _break_paragraphs(text: str) -> str:
@@ -197,6 +202,21 @@ def _join_words(text: str, lexicon: Container[str]) -> str:
     return re.sub(r"(?<![\w'-])([A-Za-z]+)-([A-Za-z]+)(?!\w)", join, text)
 
 
+def _spell_small_letters(text: str, lexicon: Container[str]) -> str:
+    """Capitals for words in small letters that have no vowel, and so no sound: "pdf" -> "PDF", "pdfs" -> "PDF's"."""
+
+    def spell(match: re.Match) -> str:
+        word, ending = match[1].lower(), match[2] or ""
+        if word in lexicon or _HISSED.fullmatch(word):
+            return match[0]
+        stem = re.sub("(?<=[^s]{3})s$|(?<=u)s$", "", word)
+        if stem not in _SPELLED and re.search("[aeiouy]", stem):
+            return match[0]
+        return stem.upper() + (ending if stem == word else "'s")
+
+    return re.sub(r"(?<![\w'.])([A-Za-z]?[a-z]+)('s)?(?![\w'])", spell, text)
+
+
 def _read_capitals(text: str, lexicon: Container[str]) -> str:
     """Decides which words in capitals are read as words (lower-cased) and which are left for gruut to spell."""
     words = re.findall(r"[A-Za-z]+", text)
@@ -206,7 +226,7 @@ def _read_capitals(text: str, lexicon: Container[str]) -> str:
         word, ending = match.group(1), match.group(2) or ""
         lower = word.lower()
         is_word = lower in lexicon and (shouted or len(word) > 3 or _EMPHASISED.fullmatch(word))
-        guessable = len(word) > 5 and re.search("[AEIOUY]", word) is not None
+        guessable = re.search("[AEIOUY]", word) if len(word) > 5 else _PRONOUNCEABLE.fullmatch(word)
         if not re.fullmatch("[IVX]+", word) and (is_word or guessable):
             return lower + ending.lower()
         # gruut spells capitals only where nothing is attached to them.

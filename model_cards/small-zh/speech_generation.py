@@ -13,7 +13,7 @@ from torch import nn
 from .audio_features import length_mask
 from .modeling_flow_decoder import SOLVER_STEPS
 from .modeling_speech_lm import GeneratedCodes, SpeechLM
-from .reranking import check_candidates, generate_best
+from .reranking import check_candidates, generate_best, selected_rows, with_rows_replaced
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
 from .styles import RATE, Style, level_words, resolve_styles
 from .voices import Condition, Voice, VoiceMixin
@@ -34,6 +34,8 @@ SAMPLING = inspect.signature(SpeechLM.generate_codes).parameters.keys() - {
 }
 # The decoder learns with prompts up to half of an utterance of a few seconds; more only costs time.
 MAX_DECODER_PROMPT_SECONDS = 3.0
+# How often a text whose speech finds no end is drawn again.
+REDRAWS = 2
 # Speech of more tokens for each symbol of its text than this, or than twice what was asked for, has lost its way.
 LONGEST_SYMBOL = 8.0
 
@@ -95,7 +97,8 @@ class SpeechGenerationMixin(VoiceMixin):
         processor gives; by default as many as the configuration says, or 1 without labels. decoder_temperature: scale
         of the decoder's noise, by default that of its configuration. sampling goes to `SpeechLM.generate_codes`.
 
-        Raises SpeechGenerationError for speech that does not end within the length limit.
+        Texts whose speech does not end within the length limit are drawn again, up to twice, the others of the batch
+        stay as they are. Raises SpeechGenerationError where that does not help either.
         """
         request = self._request(
             text_ids,
@@ -143,7 +146,8 @@ class SpeechGenerationMixin(VoiceMixin):
         there, but more than one of the candidates are for patient listeners: the first chunk waits for all of them.
 
         Raises ValueError at once for arguments that cannot be used. The iterator raises SpeechGenerationError after the
-        chunks if speech did not end within the length limit. Leaving the iterator stops the LM.
+        chunks if speech did not end within the length limit: what has been heard cannot be drawn again. Leaving the
+        iterator stops the LM.
         """
         if text_ids is not None and text_ids.shape[0] != 1:
             raise ValueError(f"One text is streamed at a time, got a batch of {text_ids.shape[0]}.")
@@ -265,14 +269,23 @@ class SpeechGenerationMixin(VoiceMixin):
 
     def _draw(self, request: Request) -> GeneratedCodes:
         """The LM's answer to a request. Raises SpeechGenerationError for speech without an end."""
-        if request.candidates == 1:
-            generated = self.lm.generate_codes(**request.lm_arguments)
-        else:
-            generated, _ = generate_best(
-                self.lm, self.reward, request.lm_arguments, request.ctc_labels, request.candidates
-            )
+        generated = self._draw_rows(request.lm_arguments, request.ctc_labels, request.candidates)
+        for _ in range(REDRAWS):
+            failed = ~generated.finished | ~generated.mask.any(dim=1)
+            if not bool(failed.any()):
+                break
+            labels = None if request.ctc_labels is None else request.ctc_labels[failed]
+            again = self._draw_rows(selected_rows(request.lm_arguments, failed), labels, request.candidates)
+            generated = with_rows_replaced(generated, failed, again)
         self._check_ended(generated)
         return generated
+
+    def _draw_rows(
+        self, arguments: dict[str, Any], ctc_labels: torch.LongTensor | None, candidates: int
+    ) -> GeneratedCodes:
+        if candidates == 1:
+            return self.lm.generate_codes(**arguments)
+        return generate_best(self.lm, self.reward, arguments, ctc_labels, candidates)[0]
 
     def resolve_style(self, style: Style | Sequence[Style], batch: int = 1) -> tuple[torch.LongTensor, torch.Tensor]:
         """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).

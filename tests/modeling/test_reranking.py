@@ -1,4 +1,5 @@
-"""Best of several: the reward model's loss of each row, the choice, and how generate and streams make it."""
+"""Several draws: the reward model's loss of each row, the choice, how generate and streams make it, and new draws of
+what found no end."""
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from factories import make_reward, random_ids, random_tensor
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.modeling_speech_lm import GeneratedCodes
 from e2e_tts.modeling.reranking import generate_best
+from e2e_tts.modeling.speech_generation import REDRAWS, SpeechGenerationError
 from e2e_tts.pipelines import TextToSpeechPipeline
 
 TEXTS = ["Hello, world!", "A longer sentence follows here."]
@@ -117,6 +119,41 @@ def test_the_configuration_says_how_many(tiny_model, processor, tmp_path):
     streamed = torch.cat([chunk["ids"] for chunk in model.generate_stream(**inputs, seed=0)], dim=1)
     assert torch.equal(streamed, once["ids"])
     assert len(pipe(TEXTS, batch_size=2, seed=0)) == 2
+
+
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_what_found_no_end_is_drawn_again(model, processor, monkeypatch, candidates):
+    inputs = processor(text=[*TEXTS, "A third one."])
+    settings = {"seed": 0, "candidates": candidates, "vocoder": False, "num_steps": 1}
+    expected = model.generate(**inputs, **settings)
+    draw, calls = model.lm.generate_codes, []
+
+    def fail(unfinished: list[int]):
+        def drawn(**arguments):
+            speech = draw(**arguments)
+            rows = len(speech.finished) // candidates
+            calls.append(arguments["text_ids"][::candidates])
+            if len(calls) <= len(unfinished):
+                failed = unfinished[len(calls) - 1]
+                speech.finished.view(rows, candidates)[failed] = False
+            return speech
+
+        calls.clear()
+        monkeypatch.setattr(model.lm, "generate_codes", drawn)
+        return model.generate(**inputs, **settings)
+
+    # The second text fails twice: it is drawn again, alone, and the others stay as they were.
+    speech = fail([1, 0])
+    assert [len(texts) for texts in calls] == [3, 1, 1]
+    assert all(torch.equal(texts[0], inputs["text_ids"][1]) for texts in calls[1:])
+    for row in (0, 2):
+        kept, ids = speech["mask"][row], expected["ids"][row][expected["mask"][row]]
+        assert torch.equal(speech["ids"][row][kept], ids)
+    again = speech["ids"][1][speech["mask"][1]]
+    assert len(again) and not torch.equal(again, expected["ids"][1][expected["mask"][1]])
+    assert speech["mask"][:, -1].any()
+    with pytest.raises(SpeechGenerationError, match="did not end"):
+        fail([1] + [0] * REDRAWS)
 
 
 def test_refusals(model, processor, tiny_model):

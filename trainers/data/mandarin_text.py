@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from e2e_tts.modeling.mandarin_normalization import HAN
 
 _QUOTES = re.compile(r"[《》〈〉“”‘’「」『』\s]")
 _STOPS = "，。、！？；："
+_FULL_WIDTH = str.maketrans(",!?;:", "，！？；：")
 _PLAIN = re.compile(rf"[{HAN}{_STOPS}]*[{HAN}][。！？]")
 
 
@@ -25,6 +27,13 @@ def plain_sentences(transcript: str, longest: int) -> Iterator[str]:
         sentence += clause
     if sentence:
         yield close(sentence)
+
+
+def sentences_of_chinese_file(path: Path, longest: int) -> Iterator[str]:
+    """Sentences of running text, one paragraph a line; those with digits, letters or other signs are left out alone."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for sentence in re.split(r"(?<=[。！？])", line.translate(_FULL_WIDTH)):
+            yield from plain_sentences(sentence, longest)
 
 
 def close(sentence: str) -> str:

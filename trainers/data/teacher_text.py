@@ -5,7 +5,7 @@ python -m e2e_tts.trainers.data.teacher_text --text /usr/share/games/fortunes --
 
 Sources are plain text files (fortune-style `%` separators and attributions are understood), the King James Bible of
 Debian's `bible-kjv` where asked for, and the training transcripts of prepared datasets. No held-out text is kept.
-With --language zh, clauses of prepared Mandarin transcripts.
+With --language zh, Mandarin sentences of plain text files, one paragraph a line, and of prepared transcripts.
 For a small task of few words, --pattern "The {red,old} {cat,dog} sleeps." gives sentences of a closed vocabulary.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from e2e_tts.trainers.data.mandarin_text import is_plain_sentence, plain_sentences
+from e2e_tts.trainers.data.mandarin_text import is_plain_sentence, plain_sentences, sentences_of_chinese_file
 from e2e_tts.trainers.data.splits import Splits, normalise_text
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pattern", nargs="*", default=[], help="sentences with {alternatives,in,braces}")
     parser.add_argument("--split-file", type=Path, help="JSON as written by e2e_tts.trainers.data.make_splits")
     parser.add_argument("--count", type=int, default=9000, help="sentences to write")
-    parser.add_argument("--language", choices=list(LENGTHS), default="en", help="zh reads --prepared alone")
+    parser.add_argument("--language", choices=list(LENGTHS), default="en", help="of the sentences")
     parser.add_argument("--min-words", type=int, help=f"of a sentence, in Mandarin characters; by default {LENGTHS}")
     parser.add_argument("--max-words", type=int)
     parser.add_argument("--seed", type=int, default=0)
@@ -192,21 +192,20 @@ def main(arguments: list[str] | None = None) -> None:
     rng = random.Random(options.seed)
     try:
         mandarin = options.language == "zh"
-        if mandarin and (options.text or options.bible or options.pattern):
-            raise ValueError(
-                "--language zh takes the transcripts of --prepared; --text, --bible and --pattern are English."
-            )
+        if mandarin and (options.bible or options.pattern):
+            raise ValueError("--language zh takes --text and --prepared; --bible and --pattern are English.")
         shortest, longest = LENGTHS[options.language]
         shortest = shortest if options.min_words is None else options.min_words
         longest = longest if options.max_words is None else options.max_words
         is_plain = is_plain_sentence if mandarin else is_speakable
         split = partial(plain_sentences, longest=longest) if mandarin else split_sentences
+        read = partial(sentences_of_chinese_file, longest=longest) if mandarin else sentences_of_file
         collection = Collection(Splits.load(options.split_file), lambda sentence: is_plain(sentence, shortest, longest))
         sentences = []
         for path in options.prepared:
             sentences += collection.take(sentences_of_dataset(path, split), str(path))
         for path in text_files(options.text):
-            sentences += collection.take(sentences_of_file(path), str(path))
+            sentences += collection.take(read(path), str(path))
         if options.bible:
             verses = collection.take(sentences_of_bible(), "bible")
             sentences += rng.sample(verses, min(options.bible, len(verses)))

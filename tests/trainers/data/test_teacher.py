@@ -173,3 +173,9 @@ def test_mandarin_text_is_split_at_clauses_that_do_not_fit(tmp_path, capsys):
     with pytest.raises(SystemExit):
         teacher_text.main([*arguments, "--bible", "5"])
     assert "English" in capsys.readouterr().err
+    # Of a file, a paragraph a line, only the sentences that cannot be spoken are left out.
+    (tmp_path / "file.txt").write_text("他们都很高兴!第3次来。我还想再来一次,真的\n不要这一句话。\n", encoding="utf-8")
+    Splits(test_texts={"不要这一句话"}).save(splits := tmp_path / "splits.json")
+    teacher_text.main([*arguments, "--text", str(tmp_path / "file.txt"), "--split-file", str(splits)])
+    expected |= {"他们都很高兴！", "我还想再来一次，真的。"}
+    assert set((tmp_path / "text.txt").read_text(encoding="utf-8").splitlines()) == expected
