@@ -33,9 +33,7 @@ def check_candidates(candidates: int, ctc_labels: torch.LongTensor | None, rewar
 
 def selected_rows(arguments: dict[str, Any], rows: torch.BoolTensor) -> dict[str, Any]:
     """Arguments of `SpeechLM.generate_codes` for B texts -> those for the texts where rows (B,) is true."""
-    return {
-        name: value[rows] if name in _ROWS and value is not None else value for name, value in arguments.items()
-    }
+    return {name: value[rows] if name in _ROWS and value is not None else value for name, value in arguments.items()}
 
 
 def with_rows_replaced(codes: GeneratedCodes, rows: torch.BoolTensor, others: GeneratedCodes) -> GeneratedCodes:

@@ -60,7 +60,9 @@ _EMPHASISED = re.compile(
     "NOW|OF|OFF|OLD|ON|ONE|OR|OUR|OUT|SEE|SHE|SO|TEN|THE|TO|TOO|TWO|UP|WAS|WE|WHY|YES|YET|YOU"
 )
 # Abbreviations with a vowel that are spelled in small letters too, where the lexicon does not know them as words.
-_SPELLED = frozenset("ai api atm ceo cfo cpu cto dna eu gpu ip os ui uk url usa usb".split())
+_SPELLED = frozenset(
+    ["ai", "api", "atm", "ceo", "cfo", "cpu", "cto", "dna", "eu", "gpu", "ip", "os", "ui", "uk", "url", "usa", "usb"]
+)
 _HISSED = re.compile("s+h+|p+s+t+|t+s+k+|b+r+|g+r+|p+f+t*|z+|h*m+|h+")
 # Few capitals of which syllables can be made: COVID and FIFA, not NAACP.
 _PRONOUNCEABLE = re.compile("[^AEIOU][AEIOUY][^AEIOU]{1,2}[AEIOUY][^AEIOU]?")
