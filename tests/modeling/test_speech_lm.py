@@ -162,6 +162,33 @@ def test_guided_scores_and_their_limits():
     assert (forced / 0.1).softmax(dim=-1)[:, 3].tolist() == [1.0, 1.0]
 
 
+def test_the_end_grows_likelier_behind_what_the_rate_says():
+    limits = LengthLimits(torch.tensor([1, 1]), torch.tensor([30, 30]), 3, torch.tensor([5.5, 7.0]), pull=2.0)
+    scores = random_tensor(2, 4)
+    assert torch.equal(limits(torch.zeros(2, 5, dtype=torch.long), scores), scores)
+    torch.testing.assert_close(
+        limits(torch.zeros(2, 8, dtype=torch.long), scores) - scores, torch.tensor([[0, 0, 0, 5.0], [0, 0, 0, 2.0]])
+    )
+    # An LM that never ends by itself: at 2 codes a symbol, 10 symbols last 20 codes and as many as are tolerated.
+    lm = make_lm(text_positions="aligned")
+    lm.end_head.weight.data.zero_()
+    lm.end_head.bias.data.fill_(-15.0)
+    text, rate = random_ids(2, 10, high=20), torch.tensor([2.0, 3.0])
+    settings = {"max_tokens_per_symbol": 9.0, "generator": torch.Generator().manual_seed(0)}
+    drawn = lm.generate_codes(text, tokens_per_symbol=rate, **settings)
+    assert drawn.finished.all()
+    for row, due in enumerate((26, 36.5)):
+        assert due < int(drawn.mask[row].sum()) < due + 20
+    assert not lm.generate_codes(text, tokens_per_symbol=rate, end_pull=0.0, **settings).finished.any()
+    # What a prompt says does not count.
+    rates = torch.cat([torch.full((2, 6), 4.0), rate[:, None].expand(2, 4)], dim=1)
+    continued = lm.generate_codes(
+        text, tokens_per_symbol=rates, prompt_ids=random_ids(2, 24, high=36), prompt_symbols=6, **settings
+    )
+    for row, due in enumerate((13.4, 17.6)):
+        assert due < int(continued.mask[row].sum()) < due + 20
+
+
 def test_an_end_that_is_too_early_takes_no_place_among_the_likely():
     # The end, 2, is the likeliest but impossible yet; 3 and 4 are control tokens, which `score` never gives.
     never = torch.finfo(torch.float32).min

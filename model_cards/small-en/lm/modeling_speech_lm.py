@@ -1,5 +1,6 @@
 """The speech language model: Qwen3 over text and FSQ codes in one sequence (PAPER section 2, LM)."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +21,8 @@ from .style_embeddings import StyleEmbeddings, StyleMixin
 
 # Finite, so that a token can still be forced, and far enough from overflow to be divided by a temperature.
 UNLIKELY = -1e9
+# Speech that follows its text lasts as long as the rate says but for a tenth, and short words for some codes.
+OVERRUN, OVERRUN_CODES = 1.05, 5
 
 
 @dataclass
@@ -67,14 +70,28 @@ class CodeKeys(nn.Module):
 
 
 class LengthLimits(LogitsProcessor):
-    """Each row's own shortest and longest (B,) number of codes: the end is impossible before, and forced after."""
+    """Each row's own shortest and longest (B,) number of codes: the end is impossible before, and forced after.
 
-    def __init__(self, shortest: torch.Tensor, longest: torch.Tensor, end_token_id: int) -> None:
+    due (B,): the number of codes behind which the end grows likelier with each of them, by `pull` nats.
+    """
+
+    def __init__(
+        self,
+        shortest: torch.Tensor,
+        longest: torch.Tensor,
+        end_token_id: int,
+        due: torch.Tensor | None = None,
+        pull: float = 0.0,
+    ) -> None:
         self.shortest, self.longest, self.end_token_id = shortest, longest, end_token_id
+        self.due, self.pull = due, pull
+        self.first_due = math.inf if due is None or not pull else float(due.min())
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         step = input_ids.shape[1]
         is_end = torch.arange(scores.shape[1], device=scores.device) == self.end_token_id
+        if step > self.first_due:
+            scores = scores + is_end * (self.pull * (step - self.due).clamp_min(0))[:, None]
         impossible = torch.where(is_end, step < self.shortest[:, None], step >= self.longest[:, None])
         return scores.masked_fill(impossible, -torch.inf)
 
@@ -336,6 +353,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         min_tokens_per_symbol: float = 0.5,
         max_tokens_per_symbol: float = 8.0,
         text_guidance: float = 1.0,
+        end_pull: float = 1.0,
         generator: torch.Generator | None = None,
         streamer: BaseStreamer | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
@@ -348,6 +366,9 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         `temperature` 0 is greedy. `generator` draws the codes; by default the process's own does. text_guidance above 1
         makes the codes follow the text more closely, for an LM that has also learned without text (`text_dropout` of
         the recipes), at the cost of a second row for each; 1 is off.
+        end_pull: by how many nats a code the end grows likelier once speech has gone on for longer than the text at
+        tokens_per_symbol, by a twentieth and a fifth of a second; 0 is off, as it is without such a rate. Draws that
+        lose their way past the last word end there.
         streamer and stopping_criteria are those of `GenerationMixin.generate`.
         """
         batch, length = text_ids.shape
@@ -357,6 +378,11 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         if (prompt_ids is None) != (prompt_symbols is None):
             raise ValueError("prompt_ids and prompt_symbols (how much of text_ids they say) belong together.")
         symbols = text_mask.sum(dim=1) - (prompt_symbols or 0)
+        due = None
+        if self.config.text_positions == "aligned" and tokens_per_symbol is not None:
+            rates = tokens_per_symbol if tokens_per_symbol.dim() == 2 else tokens_per_symbol[:, None]
+            is_new = text_mask & (text_mask.cumsum(dim=1) > (prompt_symbols or 0))
+            due = OVERRUN * (rates * is_new).sum(dim=1) + OVERRUN_CODES
         if text_guidance != 1.0:
             text_ids, speaker_embedding, tokens_per_symbol, style_levels, prompt_ids = (
                 None if value is None else torch.cat([value, value])
@@ -375,7 +401,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
             positions = torch.cat([positions, first[:, None] + steps], dim=1)
         shortest = (symbols * min_tokens_per_symbol).long().clamp_min(1)
         longest = torch.maximum(shortest + 1, (symbols * max_tokens_per_symbol).long())
-        limits = LengthLimits(shortest, longest, self.end_token_id)
+        limits = LengthLimits(shortest, longest, self.end_token_id, due, end_pull)
         processors = LogitsProcessorList([] if text_guidance != 1.0 else [limits])
         if temperature > 0:
             processors.append(
