@@ -263,7 +263,7 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
             losses = self.reward.compare(codes, own.mask, ctc_labels, own.speaker_target, own.reward)
             better = advantages(losses["all"].masked_fill(~own.finished, torch.inf), own.draws)
             end = self.lm.end_token_id
-            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, own.finished, better, end, own.draws)
+            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, own.ended, better, end, own.draws)
             output.predicted_loss_asr, output.predicted_loss_spk = (
                 losses[name].mean() if name in losses else None for name in ("asr", "spk")
             )

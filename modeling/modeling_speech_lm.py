@@ -335,6 +335,17 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-100, reduction="none")
         return (losses.sum(dim=1) / (targets != -100).sum(dim=1)).mean()
 
+    def due_lengths(
+        self, text_mask: torch.Tensor, tokens_per_symbol: torch.Tensor | None, prompt_symbols: int = 0
+    ) -> torch.Tensor | None:
+        """How many codes (B,) a text (B, N) behind the first prompt_symbols lasts at most if it follows its rate, (B,)
+        or (B, N); None for an LM that does not know the rate."""
+        if self.config.text_positions != "aligned" or tokens_per_symbol is None:
+            return None
+        rates = tokens_per_symbol if tokens_per_symbol.dim() == 2 else tokens_per_symbol[:, None]
+        is_new = text_mask & (text_mask.cumsum(dim=1) > prompt_symbols)
+        return OVERRUN * (rates * is_new).sum(dim=1) + OVERRUN_CODES
+
     @torch.no_grad()
     def generate_codes(
         self,
@@ -378,11 +389,7 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
         if (prompt_ids is None) != (prompt_symbols is None):
             raise ValueError("prompt_ids and prompt_symbols (how much of text_ids they say) belong together.")
         symbols = text_mask.sum(dim=1) - (prompt_symbols or 0)
-        due = None
-        if self.config.text_positions == "aligned" and tokens_per_symbol is not None:
-            rates = tokens_per_symbol if tokens_per_symbol.dim() == 2 else tokens_per_symbol[:, None]
-            is_new = text_mask & (text_mask.cumsum(dim=1) > (prompt_symbols or 0))
-            due = OVERRUN * (rates * is_new).sum(dim=1) + OVERRUN_CODES
+        due = self.due_lengths(text_mask, tokens_per_symbol, prompt_symbols or 0)
         if text_guidance != 1.0:
             text_ids, speaker_embedding, tokens_per_symbol, style_levels, prompt_ids = (
                 None if value is None else torch.cat([value, value])

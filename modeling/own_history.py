@@ -14,15 +14,17 @@ LEAST_SPREAD = 0.1
 class OwnHistory:
     """Speech tokens that the LM itself has drawn for the texts of a batch, and the voices it drew them in.
 
-    ids, mask (B, T'): the tokens of `draws` draws of each text, one after the other; finished (B,): whether the LM
-    ended them. text_mask (B, N): of the texts as they were read. speaker_embedding (B, S) and tokens_per_symbol (B,):
-    as given to the LM. speaker_target (B, S): what L_SPK asks of this speech. temperature: at which they were drawn.
-    reward: weights of the reward model's losses ("asr", "spk") by which draws of one text are compared.
+    ids, mask (B, T'): the tokens of `draws` draws of each text, one after the other. finished (B,): whether they came
+    to an end; ended (B,): whether the LM drew it itself, not helped by `end_pull`. text_mask (B, N): of the texts as
+    they were read. speaker_embedding (B, S) and tokens_per_symbol (B,): as given to the LM. speaker_target (B, S): what
+    L_SPK asks of this speech. temperature: at which they were drawn. reward: weights of the reward model's losses
+    ("asr", "spk") by which draws of one text are compared.
     """
 
     ids: torch.LongTensor
     mask: torch.BoolTensor
     finished: torch.BoolTensor
+    ended: torch.BoolTensor
     text_mask: torch.Tensor
     speaker_embedding: torch.Tensor
     tokens_per_symbol: torch.Tensor
@@ -56,23 +58,23 @@ def policy_loss(
     logits: torch.Tensor,
     ids: torch.LongTensor,
     mask: torch.BoolTensor,
-    finished: torch.BoolTensor,
+    ended: torch.BoolTensor,
     better: torch.Tensor,
     end_token_id: int,
     draws: int,
 ) -> torch.Tensor:
     """Draws that are better than others of their text become likelier, the others less likely.
 
-    logits (B, T + 1, vocab) of the draws ids and mask (B, T). finished (B,): rows whose end was drawn, which then
-    counts as one of their tokens. better (B,): see `advantages`. draws: of each text, one after the other. Returns
-    minus the mean over rows of better times the log probability of what the row has drawn, divided by the mean length
-    of its text's draws. By its own length, a draw that goes on and on would be held against the LM least of all (Liu et
-    al., arXiv 2503.20783, section 3.1). It has the gradient of the expected reward where draws come from these
-    probabilities; drawn more sharply (a low temperature, guidance) they show where speech will go, and the weights that
-    would correct for it are left out.
+    logits (B, T + 1, vocab) of the draws ids and mask (B, T). ended (B,): rows whose end the LM drew itself, which then
+    counts as one of their tokens; an end to which a poor draw was helped is not to become less likely. better (B,): see
+    `advantages`. draws: of each text, one after the other. Returns minus the mean over rows of better times the log
+    probability of what the row has drawn, divided by the mean length of its text's draws. By its own length, a draw
+    that goes on and on would be held against the LM least of all (Liu et al., arXiv 2503.20783, section 3.1). It has
+    the gradient of the expected reward where draws come from these probabilities; drawn more sharply (a low
+    temperature, guidance) they show where speech will go, and the weights that would correct for it are left out.
     """
     lengths = mask.sum(dim=1, keepdim=True)
-    taken = torch.nn.functional.pad(mask, (0, 1)).scatter(1, lengths, finished[:, None])
+    taken = torch.nn.functional.pad(mask, (0, 1)).scatter(1, lengths, ended[:, None])
     ids = torch.nn.functional.pad(ids * mask, (0, 1)).scatter(1, lengths, end_token_id)
     log_probabilities = logits.float().log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
     usual_lengths = taken.sum(dim=1).view(-1, draws).float().mean(dim=1).clamp_min(1).repeat_interleave(draws)

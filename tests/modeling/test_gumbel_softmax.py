@@ -17,7 +17,7 @@ def drawn_speech(model, lengths: tuple[int, ...], texts: torch.Tensor) -> OwnHis
     ids = torch.randint(0, model.lm.config.num_codes, mask.shape, generator=torch.Generator().manual_seed(5)) * mask
     voice = torch.nn.functional.normalize(random_tensor(len(lengths), SPEAKER_DIM, seed=6), dim=-1)
     finished, rates = torch.ones(len(lengths), dtype=torch.bool), torch.full((len(lengths),), 2.0)
-    return OwnHistory(ids, mask, finished, texts, voice, rates, voice, temperature=0.7)
+    return OwnHistory(ids, mask, finished, finished, texts, voice, rates, voice, temperature=0.7)
 
 
 def test_noise_behind_draws_is_what_noise_before_draws_is():
@@ -110,13 +110,13 @@ def test_policy_loss_is_the_gradient_of_the_expected_reward():
     reward = random_tensor(3, 3, seed=9)
     first, second = torch.meshgrid(torch.arange(3), torch.arange(3), indexing="ij")
     ids = torch.stack([first.flatten(), second.flatten()], dim=1)
-    mask, finished = torch.ones(9, 2, dtype=torch.bool), torch.ones(9, dtype=torch.bool)
+    mask, ended = torch.ones(9, 2, dtype=torch.bool), torch.ones(9, dtype=torch.bool)
     log_probabilities = scores.log_softmax(dim=-1)
     joint = (log_probabilities[0, ids[:, 0]] + log_probabilities[1, ids[:, 1]] + log_probabilities[2, 3]).exp()
     expected = (joint * reward.flatten()).sum()
     (wanted,) = torch.autograd.grad(expected, scores)
     # A draw's mean log probability is a third of its sum, and the mean over rows a ninth of theirs.
-    loss = policy_loss(scores.expand(9, 3, 4), ids, mask, finished, 27 * joint.detach() * reward.flatten(), 3, 9)
+    loss = policy_loss(scores.expand(9, 3, 4), ids, mask, ended, 27 * joint.detach() * reward.flatten(), 3, 9)
     (got,) = torch.autograd.grad(-loss, scores)
     torch.testing.assert_close(got, wanted)
 
@@ -131,10 +131,10 @@ def test_an_end_that_was_forced_is_no_choice_of_the_lm():
 
 def test_every_token_of_a_long_draw_counts_as_much_as_one_of_a_short_draw():
     ids, lengths = torch.zeros(3, 8, dtype=torch.long), torch.tensor([8, 4, 2])
-    mask, finished = torch.arange(8) < lengths[:, None], torch.zeros(3, dtype=torch.bool)
+    mask, ended = torch.arange(8) < lengths[:, None], torch.zeros(3, dtype=torch.bool)
     for draws, expected in ((3, (3 / 14, 3 / 14, 3 / 14)), (1, (1 / 8, 1 / 4, 1 / 2))):
         logits = torch.zeros(3, 9, 4).requires_grad_()
-        policy_loss(logits, ids, mask, finished, torch.ones(3), 3, draws).backward()
+        policy_loss(logits, ids, mask, ended, torch.ones(3), 3, draws).backward()
         of_tokens = -logits.grad[:, 0, 0] * 3 / 0.75  # d log p / d logit is 1 - p, and the rows' mean divides by 3
         torch.testing.assert_close(of_tokens, torch.tensor(expected))
 

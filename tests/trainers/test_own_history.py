@@ -69,6 +69,17 @@ def test_the_lm_speaks_in_the_voices_of_the_recipe(folders, tmp_path):
     assert not torch.equal(own.ids[:, :5], drawn_inputs(trainer, inputs, 1)["own_history"].ids[:, :5])
 
 
+def test_an_end_that_the_lm_was_helped_to_is_told_apart(folders, tmp_path):
+    trainer = trainer_of(folders, str(tmp_path))
+    end = trainer.composite.lm.end_head
+    end.weight.data.zero_()
+    inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    for bias, by_itself in ((5.0, True), (-5.0, False)):
+        end.bias.data.fill_(bias)
+        own = drawn_inputs(trainer, inputs, 0)["own_history"]
+        assert own.finished.all() and own.ended.eq(by_itself).all()
+
+
 def test_without_voices_every_row_keeps_its_speaker(folders, tmp_path):
     trainer = trainer_of(folders, str(tmp_path), own_history={"temperature": 1.0})
     inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
