@@ -70,7 +70,7 @@ def test_the_lm_speaks_in_the_voices_of_the_recipe(folders, tmp_path):
 
 
 def test_an_end_that_the_lm_was_helped_to_is_told_apart(folders, tmp_path):
-    trainer = trainer_of(folders, str(tmp_path))
+    trainer = trainer_of(folders, str(tmp_path), own_history=OWN | {"longest": 8.0})
     end = trainer.composite.lm.end_head
     end.weight.data.zero_()
     inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
