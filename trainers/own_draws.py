@@ -70,12 +70,10 @@ def draw_history(
             generator=generator,
         )
     model.lm.train(model.training)
-    due = model.lm.due_lengths(text_mask.bool(), rate)
     return OwnHistory(
         speech.ids,
         speech.mask,
         speech.finished,
-        speech.finished if due is None else speech.finished & (speech.mask.sum(dim=1) <= due),
         text_mask,
         voice,
         rate,

@@ -262,8 +262,10 @@ class E2ETTSModel(SpeechGenerationMixin, PreTrainedModel):
         if "policy" in predicted_losses:
             losses = self.reward.compare(codes, own.mask, ctc_labels, own.speaker_target, own.reward)
             better = advantages(losses["all"].masked_fill(~own.finished, torch.inf), own.draws)
+            # Behind its due length a draw is helped to its end.
+            ended = own.finished & (own.mask.sum(dim=1) <= self.lm.due_lengths(own.text_mask, own.tokens_per_symbol))
             end = self.lm.end_token_id
-            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, own.ended, better, end, own.draws)
+            output.predicted_loss_policy = policy_loss(logits, own.ids, own.mask, ended, better, end, own.draws)
             output.predicted_loss_asr, output.predicted_loss_spk = (
                 losses[name].mean() if name in losses else None for name in ("asr", "spk")
             )

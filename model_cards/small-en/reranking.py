@@ -9,6 +9,8 @@ from .modeling_reward import RewardModel
 from .modeling_speech_lm import GeneratedCodes, SpeechLM
 
 MAX_CANDIDATES = 64
+# How often a text whose speech finds no end is drawn again.
+REDRAWS = 2
 # Arguments of `SpeechLM.generate_codes` that have a row for each text.
 _ROWS = ("text_ids", "text_mask", "speaker_embedding", "tokens_per_symbol", "style_levels", "prompt_ids")
 
@@ -31,24 +33,29 @@ def check_candidates(candidates: int, ctc_labels: torch.LongTensor | None, rewar
         )
 
 
-def selected_rows(arguments: dict[str, Any], rows: torch.BoolTensor) -> dict[str, Any]:
-    """Arguments of `SpeechLM.generate_codes` for B texts -> those for the texts where rows (B,) is true."""
-    return {name: value[rows] if name in _ROWS and value is not None else value for name, value in arguments.items()}
+def generate_ended(
+    lm: SpeechLM, reward: RewardModel, arguments: dict[str, Any], ctc_labels: torch.LongTensor | None, candidates: int
+) -> GeneratedCodes:
+    """What the LM draws, the best of `candidates`; texts whose speech is empty or finds no end are drawn again.
 
+    arguments and ctc_labels as for `generate_best`, which only needs labels for more than one candidate. After
+    `REDRAWS` times a row may still not be `finished`.
+    """
 
-def with_rows_replaced(codes: GeneratedCodes, rows: torch.BoolTensor, others: GeneratedCodes) -> GeneratedCodes:
-    """Codes of B texts with those of `others`, one text for each true entry of rows (B,), in their place."""
-    kept = codes.mask & ~rows[:, None]
-    length = max(int(mask.sum(dim=1).max()) for mask in (kept, others.mask))
+    def draw(rows: dict[str, Any], labels: torch.LongTensor | None) -> GeneratedCodes:
+        return lm.generate_codes(**rows) if candidates == 1 else generate_best(lm, reward, rows, labels, candidates)[0]
 
-    def merged(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        first, second = (nn.functional.pad(part, (0, length - part.shape[1])) for part in (first, second))
-        first[rows] = second
-        return first
-
-    finished = codes.finished.clone()
-    finished[rows] = others.finished
-    return GeneratedCodes(ids=merged(codes.ids, others.ids), mask=merged(kept, others.mask), finished=finished)
+    generated = draw(arguments, ctc_labels)
+    for _ in range(REDRAWS):
+        failed = ~generated.finished | ~generated.mask.any(dim=1)
+        if not bool(failed.any()):
+            break
+        rows = {
+            name: value[failed] if name in _ROWS and value is not None else value for name, value in arguments.items()
+        }
+        again = draw(rows, None if ctc_labels is None else ctc_labels[failed])
+        generated = _with_rows_replaced(generated, failed, again)
+    return generated
 
 
 def generate_best(
@@ -79,3 +86,18 @@ def generate_best(
     length = int(kept.sum(dim=1).max())
     generated = GeneratedCodes(ids=drawn.ids[best, :length], mask=kept[:, :length], finished=drawn.finished[best])
     return generated, lowest
+
+
+def _with_rows_replaced(codes: GeneratedCodes, rows: torch.BoolTensor, others: GeneratedCodes) -> GeneratedCodes:
+    """Codes of B texts with those of `others`, one text for each true entry of rows (B,), in their place."""
+    kept = codes.mask & ~rows[:, None]
+    length = max(int(mask.sum(dim=1).max()) for mask in (kept, others.mask))
+
+    def merged(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        first, second = (nn.functional.pad(part, (0, length - part.shape[1])) for part in (first, second))
+        first[rows] = second
+        return first
+
+    finished = codes.finished.clone()
+    finished[rows] = others.finished
+    return GeneratedCodes(ids=merged(codes.ids, others.ids), mask=merged(kept, others.mask), finished=finished)

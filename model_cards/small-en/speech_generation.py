@@ -13,7 +13,7 @@ from torch import nn
 from .audio_features import length_mask
 from .modeling_flow_decoder import SOLVER_STEPS
 from .modeling_speech_lm import GeneratedCodes, SpeechLM
-from .reranking import check_candidates, generate_best, selected_rows, with_rows_replaced
+from .reranking import check_candidates, generate_ended
 from .streaming import ChunkDecoder, ChunkingLike, TokenStream
 from .styles import RATE, Style, level_words, resolve_styles
 from .voices import Condition, Voice, VoiceMixin
@@ -34,8 +34,6 @@ SAMPLING = inspect.signature(SpeechLM.generate_codes).parameters.keys() - {
 }
 # The decoder learns with prompts up to half of an utterance of a few seconds; more only costs time.
 MAX_DECODER_PROMPT_SECONDS = 3.0
-# How often a text whose speech finds no end is drawn again.
-REDRAWS = 2
 # Speech of more tokens for each symbol of its text than this, or than twice what was asked for, has lost its way.
 LONGEST_SYMBOL = 8.0
 
@@ -269,23 +267,9 @@ class SpeechGenerationMixin(VoiceMixin):
 
     def _draw(self, request: Request) -> GeneratedCodes:
         """The LM's answer to a request. Raises SpeechGenerationError for speech without an end."""
-        generated = self._draw_rows(request.lm_arguments, request.ctc_labels, request.candidates)
-        for _ in range(REDRAWS):
-            failed = ~generated.finished | ~generated.mask.any(dim=1)
-            if not bool(failed.any()):
-                break
-            labels = None if request.ctc_labels is None else request.ctc_labels[failed]
-            again = self._draw_rows(selected_rows(request.lm_arguments, failed), labels, request.candidates)
-            generated = with_rows_replaced(generated, failed, again)
+        generated = generate_ended(self.lm, self.reward, request.lm_arguments, request.ctc_labels, request.candidates)
         self._check_ended(generated)
         return generated
-
-    def _draw_rows(
-        self, arguments: dict[str, Any], ctc_labels: torch.LongTensor | None, candidates: int
-    ) -> GeneratedCodes:
-        if candidates == 1:
-            return self.lm.generate_codes(**arguments)
-        return generate_best(self.lm, self.reward, arguments, ctc_labels, candidates)[0]
 
     def resolve_style(self, style: Style | Sequence[Style], batch: int = 1) -> tuple[torch.LongTensor, torch.Tensor]:
         """What `generate` makes of a style: levels (batch, styles) and factors of the speed (batch,).

@@ -17,7 +17,7 @@ def drawn_speech(model, lengths: tuple[int, ...], texts: torch.Tensor) -> OwnHis
     ids = torch.randint(0, model.lm.config.num_codes, mask.shape, generator=torch.Generator().manual_seed(5)) * mask
     voice = torch.nn.functional.normalize(random_tensor(len(lengths), SPEAKER_DIM, seed=6), dim=-1)
     finished, rates = torch.ones(len(lengths), dtype=torch.bool), torch.full((len(lengths),), 2.0)
-    return OwnHistory(ids, mask, finished, finished, texts, voice, rates, voice, temperature=0.7)
+    return OwnHistory(ids, mask, finished, texts, voice, rates, voice, temperature=0.7)
 
 
 def test_noise_behind_draws_is_what_noise_before_draws_is():

@@ -7,8 +7,8 @@ from factories import make_reward, random_ids, random_tensor
 
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.modeling_speech_lm import GeneratedCodes
-from e2e_tts.modeling.reranking import generate_best
-from e2e_tts.modeling.speech_generation import REDRAWS, SpeechGenerationError
+from e2e_tts.modeling.reranking import REDRAWS, generate_best
+from e2e_tts.modeling.speech_generation import SpeechGenerationError
 from e2e_tts.pipelines import TextToSpeechPipeline
 
 TEXTS = ["Hello, world!", "A longer sentence follows here."]

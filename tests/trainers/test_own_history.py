@@ -4,6 +4,8 @@ import pytest
 import torch
 from stages import Stop, make_folders, stage_recipe, trainer_losses
 
+from e2e_tts.modeling import modeling_e2e_tts
+from e2e_tts.modeling.own_history import policy_loss
 from e2e_tts.trainers.recipe import RecipeError
 from e2e_tts.trainers.train import build_trainer
 
@@ -69,15 +71,22 @@ def test_the_lm_speaks_in_the_voices_of_the_recipe(folders, tmp_path):
     assert not torch.equal(own.ids[:, :5], drawn_inputs(trainer, inputs, 1)["own_history"].ids[:, :5])
 
 
-def test_an_end_that_the_lm_was_helped_to_is_told_apart(folders, tmp_path):
+def test_an_end_that_the_lm_was_helped_to_is_not_taught(folders, tmp_path, monkeypatch):
     trainer = trainer_of(folders, str(tmp_path), own_history=OWN | {"longest": 8.0})
-    end = trainer.composite.lm.end_head
-    end.weight.data.zero_()
+    model, taught = trainer.composite, []
+
+    def watched(logits, ids, mask, ended, *others):
+        taught.append(ended)
+        return policy_loss(logits, ids, mask, ended, *others)
+
+    monkeypatch.setattr(modeling_e2e_tts, "policy_loss", watched)
+    model.lm.end_head.weight.data.zero_()
     inputs = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     for bias, by_itself in ((5.0, True), (-5.0, False)):
-        end.bias.data.fill_(bias)
-        own = drawn_inputs(trainer, inputs, 0)["own_history"]
-        assert own.finished.all() and own.ended.eq(by_itself).all()
+        model.lm.end_head.bias.data.fill_(bias)
+        drawn = drawn_inputs(trainer, inputs, 0)
+        model(**drawn, true_losses=(), predicted_losses=("policy",))
+        assert drawn["own_history"].finished.all() and taught[-1].eq(by_itself).all()
 
 
 def test_without_voices_every_row_keeps_its_speaker(folders, tmp_path):

@@ -21,7 +21,7 @@ from .style_embeddings import StyleEmbeddings, StyleMixin
 
 # Finite, so that a token can still be forced, and far enough from overflow to be divided by a temperature.
 UNLIKELY = -1e9
-# Speech that follows its text lasts as long as the rate says but for a tenth, and short words for some codes.
+# Speech that follows its text ends before this many times what the rate says and these codes, for a short word.
 OVERRUN, OVERRUN_CODES = 1.05, 5
 
 
@@ -85,7 +85,7 @@ class LengthLimits(LogitsProcessor):
     ) -> None:
         self.shortest, self.longest, self.end_token_id = shortest, longest, end_token_id
         self.due, self.pull = due, pull
-        self.first_due = math.inf if due is None or not pull else float(due.min())
+        self.first_due = math.inf if due is None else float(due.min())
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         step = input_ids.shape[1]
@@ -337,11 +337,11 @@ class SpeechLM(StyleMixin, PreTrainedModel, GenerationMixin):
 
     def due_lengths(
         self, text_mask: torch.Tensor, tokens_per_symbol: torch.Tensor | None, prompt_symbols: int = 0
-    ) -> torch.Tensor | None:
+    ) -> torch.Tensor:
         """How many codes (B,) a text (B, N) behind the first prompt_symbols lasts at most if it follows its rate, (B,)
-        or (B, N); None for an LM that does not know the rate."""
+        or (B, N); infinite for an LM that does not know the rate."""
         if self.config.text_positions != "aligned" or tokens_per_symbol is None:
-            return None
+            return torch.full((len(text_mask),), math.inf, device=text_mask.device)
         rates = tokens_per_symbol if tokens_per_symbol.dim() == 2 else tokens_per_symbol[:, None]
         is_new = text_mask & (text_mask.cumsum(dim=1) > prompt_symbols)
         return OVERRUN * (rates * is_new).sum(dim=1) + OVERRUN_CODES
