@@ -15,9 +15,9 @@ class OwnHistory:
     """Speech tokens that the LM itself has drawn for the texts of a batch, and the voices it drew them in.
 
     ids, mask (B, T'): the tokens of `draws` draws of each text, one after the other. finished (B,): whether they came
-    to an end. text_mask (B, N): of the texts as they were read. speaker_embedding (B, S) and tokens_per_symbol (B,): as given to the LM. speaker_target (B, S): what
-    L_SPK asks of this speech. temperature: at which they were drawn. reward: weights of the reward model's losses
-    ("asr", "spk") by which draws of one text are compared.
+    to an end. text_mask (B, N): of the texts as they were read. speaker_embedding (B, S) and tokens_per_symbol (B,): as
+    given to the LM. speaker_target (B, S): what L_SPK asks of this speech. temperature: at which they were drawn.
+    reward: weights of the reward model's losses ("asr", "spk") by which draws of one text are compared.
     """
 
     ids: torch.LongTensor
