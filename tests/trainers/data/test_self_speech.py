@@ -61,6 +61,26 @@ def test_rows_hold_what_the_lm_drew(rows, tiny_model):
     torch.testing.assert_close(torch.tensor(kept[2]["speaker_embedding"]), embedding)
 
 
+def test_voices_share_the_best_draw_of_all_of_them(arguments, tiny_model, tmp_path):
+    """Both have a row of each sentence, with the same tokens: of the voice whose best draw is understood best."""
+    rows = {}
+    for name, options in {"both": ["--shared"], "anna": ["--voices", "anna"], "ben": ["--voices", "ben"]}.items():
+        main([*arguments, *options, "--max_loss", "100", "--output", str(tmp_path / name)])
+        rows[name] = load_from_disk(str(tmp_path / name))
+    both = rows["both"]
+    assert both["speaker"][:] == ["anna", "ben"] * 4 and len(set(both["id"][:])) == 8
+    pairs = zip(rows["anna"], rows["ben"], strict=True)
+    expected = [min(pair, key=lambda row: row["reward_loss"]) for pair in pairs]
+    assert {row["speaker"] for row in expected} == {"anna", "ben"}
+    for place, row in enumerate(both):
+        assert row["text"] == expected[place // 2]["text"]
+        assert row["speech_ids"] == expected[place // 2]["speech_ids"]
+        assert len(decode(row["audio"], 16000)) == 640 * len(row["speech_ids"])
+    model = tiny_model()
+    embedding = model.voice_embeddings[list(model.config.voices).index("ben")]
+    torch.testing.assert_close(torch.tensor(both[1]["speaker_embedding"]), embedding)
+
+
 def test_what_is_badly_understood_is_left_out(arguments, rows, tmp_path):
     losses = sorted(load_from_disk(str(rows))["reward_loss"][:])
     limit = (losses[1] + losses[2]) / 2
@@ -74,7 +94,10 @@ def test_what_is_badly_understood_is_left_out(arguments, rows, tmp_path):
     assert end.value.code == 1 and not (tmp_path / "none").exists()
 
 
-def test_a_killed_run_goes_on(arguments, rows, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [[], ["--shared"]])
+def test_a_killed_run_goes_on(options, arguments, tmp_path, monkeypatch):
+    arguments = [*arguments, *options, "--max_loss", "100"]
+    main([*arguments, "--output", str(tmp_path / "whole")])
     speak, spoken = self_speech.SelfSpeaker.__call__, []
 
     def killed_later(self, sentences, number):
@@ -84,11 +107,12 @@ def test_a_killed_run_goes_on(arguments, rows, tmp_path, monkeypatch):
         return speak(self, sentences, number)
 
     monkeypatch.setattr(self_speech.SelfSpeaker, "__call__", killed_later)
-    command = [*arguments, "--max_loss", "100", "--output", str(tmp_path / "rows")]
+    command = [*arguments, "--output", str(tmp_path / "rows")]
     with pytest.raises(KeyboardInterrupt):
         main(command)
     main(command)
-    assert load_from_disk(str(tmp_path / "rows"))["speech_ids"][:] == load_from_disk(str(rows))["speech_ids"][:]
+    again, whole = (load_from_disk(str(tmp_path / name)) for name in ("rows", "whole"))
+    assert again["id"][:] == whole["id"][:] and again["speech_ids"][:] == whole["speech_ids"][:]
 
 
 def test_tokens_of_another_speech_tokenizer_are_refused(rows, release, tiny_model, tmp_path):
