@@ -9,8 +9,9 @@ beside real speech (give the folder in data.folders and its source, "self", a we
 than the corpus has, in the voices of the corpus, without what the LM gets wrong. Text guidance is learnt with them.
 What is left out is listed in refused.csv. A run that was stopped goes on when it is started again.
 
-Voices take turns. With --shared each sentence is drawn in every voice, and the best draw of all becomes a row of each
-voice: tokens hold hardly anything of a speaker, so a voice of few recordings learns from one of more.
+Voices take turns. With --shared each sentence is drawn in all --voices, and the best draw of all becomes a row of every
+built-in voice and, with --speakers, of a training speaker of annotated data: tokens hold hardly anything of a speaker,
+so voices of few or noisy recordings, and clones, learn to speak what another voice says clearly.
 """
 
 import argparse
@@ -19,9 +20,11 @@ import hashlib
 import io
 import json
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -44,9 +47,11 @@ from .provenance import (
     SPEAKER_ENCODER,
     SPEECH_TOKENIZER,
     TEXT_TOKENIZER,
+    foreign_voices,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
+from .speech_data import load_prepared
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +69,21 @@ FEATURES = PREPARED | {
 @dataclass(frozen=True)
 class Drawing:
     """How sentences are drawn: how often in a voice, the largest loss that is kept, sentences a batch, the seed, and
-    whether the best draw is of all voices and serves each of them, or they take turns."""
+    whether the best draw is of all voices and a row of each built-in one, or voices take turns."""
 
     candidates: int = 8
     max_loss: float = 1.0
     batch_texts: int = 8
     seed: int = 0
     shared: bool = False
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Of whom a row is: name and embedding (S,)."""
+
+    name: str
+    embedding: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -83,11 +96,24 @@ class Draw:
 
 
 class SelfSpeaker:
-    """Sentences -> rows, drawn on the model's device; `rows_each` of them for a sentence."""
+    """Sentences -> rows, drawn on the model's device; `rows_each` of them for a sentence.
 
-    def __init__(self, model: E2ETTSModel, processor: TextToSpeechProcessor, voices: Sequence[str], drawing: Drawing):
+    voices: the built-in ones that draw; speakers: others, of whom a shared draw becomes a row of one.
+    """
+
+    def __init__(
+        self,
+        model: E2ETTSModel,
+        processor: TextToSpeechProcessor,
+        voices: Sequence[str],
+        drawing: Drawing,
+        speakers: Sequence[Speaker] = (),
+    ):
         self.model, self.processor, self.voices, self.drawing = model, processor, list(voices), drawing
-        self.rows_each = len(self.voices) if drawing.shared else 1
+        embeddings = model.voice_embeddings.float()
+        self.built_in = [Speaker(name, row) for name, row in zip(model.config.voices, embeddings, strict=True)]
+        self.speakers = list(speakers)
+        self.rows_each = len(self.built_in) + bool(self.speakers) if drawing.shared else 1
 
     def fingerprints(self) -> dict[str, str]:
         """Of what the tokens and embeddings of the rows are made by."""
@@ -99,22 +125,23 @@ class SelfSpeaker:
 
     @torch.no_grad()
     def __call__(self, sentences: Sequence[str], number: int) -> list[dict]:
-        """Rows of a batch of sentences of which the first has this number, which keys the draws and the voices."""
+        """Rows of a batch of sentences of which the first has this number, which keys the draws and the speakers."""
         rows, speakable = {}, []
         for index, sentence in enumerate(sentences):
             try:
                 self.processor(text=sentence)
                 speakable.append(index)
             except ValueError as error:
-                voices = self._voices(number + index)
-                rows[index] = [self._row(number + index, voice, sentence, refused=str(error)) for voice in voices]
+                speakers, reason = self._speakers(number + index), str(error)
+                rows[index] = [self._row(number + index, speaker, sentence, refused=reason) for speaker in speakers]
         if speakable:
             inputs = self.processor(text=[sentences[index] for index in speakable]).to(self.model.device)
-            # One voice a text, or as many rounds as there are voices.
-            rounds = list(zip(*(self._voices(number + index) for index in speakable), strict=True))
-            drawn = zip(*(self._draw(inputs, voices, number) for voices in rounds), strict=True)
+            # Rounds over the texts: of the voices that draw, and of the speakers who then say the best draws.
+            voices = zip(*(self._voices(number + index) for index in speakable), strict=True)
+            drawn = zip(*(self._draw(inputs, names, number) for names in voices), strict=True)
             best = [min(draws, key=lambda draw: draw.loss) for draws in drawn]
-            spoken = zip(*(self._spoken(inputs, best, voices, number) for voices in rounds), strict=True)
+            speakers = zip(*(self._speakers(number + index) for index in speakable), strict=True)
+            spoken = zip(*(self._spoken(inputs, best, each, number) for each in speakers), strict=True)
             for index, versions in zip(speakable, spoken, strict=True):
                 rows[index] = [self._row(number + index, text=sentences[index], **values) for values in versions]
         return [row for index in range(len(sentences)) for row in rows[index]]
@@ -125,8 +152,8 @@ class SelfSpeaker:
         arguments = {
             "text_ids": inputs["text_ids"],
             "text_mask": inputs["text_mask"],
-            "speaker_embedding": self._embeddings(voices),
-            "tokens_per_symbol": torch.tensor([model.config.voices[voice] for voice in voices], device=model.device),
+            "speaker_embedding": model.voice_embeddings[[list(model.config.voices).index(name) for name in voices]],
+            "tokens_per_symbol": torch.tensor([model.config.voices[name] for name in voices], device=model.device),
             "generator": torch.Generator(model.device).manual_seed(self.drawing.seed + number),
             **model.config.sampling,
         }
@@ -134,47 +161,58 @@ class SelfSpeaker:
         rows = zip(drawn.ids, drawn.mask, losses.tolist(), drawn.finished.tolist(), strict=True)
         return [Draw(ids[mask], loss, finished) for ids, mask, loss, finished in rows]
 
-    def _spoken(self, inputs: BatchFeature, draws: list[Draw], voices: Sequence[str], number: int) -> Iterator[dict]:
-        """What a row of each text has to hold, for draws in these voices."""
+    def _spoken(
+        self, inputs: BatchFeature, draws: list[Draw], speakers: Sequence[Speaker], number: int
+    ) -> Iterator[dict]:
+        """What a row of each text has to hold, for draws that these speakers say."""
         ids = nn.utils.rnn.pad_sequence([draw.ids for draw in draws], batch_first=True)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(draw.ids) for draw in draws], batch_first=True).bool()
-        decoded = self.model.decode(ids, mask, voice=voices, seed=self.drawing.seed + number)
-        embeddings = self._embeddings(voices).tolist()
+        embeddings = torch.stack([speaker.embedding for speaker in speakers])
+        decoded = self.model.decode(ids, mask, voice=embeddings, seed=self.drawing.seed + number)
         for place, draw in enumerate(draws):
             refused = "" if draw.loss <= self.drawing.max_loss else f"The reward model's loss is {draw.loss:.2f}."
             if not draw.finished:
                 refused = "No draw came to an end within the length limit."
             yield {
-                "voice": voices[place],
+                "speaker": speakers[place],
                 "samples": decoded["audio"][place, : int(decoded["audio_lengths"][place])].float().cpu().numpy(),
                 "reward_loss": draw.loss,
                 "refused": refused,
                 "speech_ids": draw.ids.tolist(),
                 "text_ids": inputs["text_ids"][place][inputs["text_mask"][place]].tolist(),
                 "ctc_labels": [label for label in inputs["ctc_labels"][place].tolist() if label > 0],
-                "speaker_embedding": embeddings[place],
             }
 
     def _voices(self, number: int) -> list[str]:
         return self.voices if self.drawing.shared else [self.voices[number % len(self.voices)]]
 
-    def _embeddings(self, voices: Sequence[str]) -> torch.Tensor:
-        known = list(self.model.config.voices)
-        return self.model.voice_embeddings[[known.index(voice) for voice in voices]].float()
+    def _speakers(self, number: int) -> list[Speaker]:
+        if not self.drawing.shared:
+            (name,) = self._voices(number)
+            return [speaker for speaker in self.built_in if speaker.name == name]
+        turns = random.Random(f"{self.drawing.seed} {number}")
+        return self.built_in + ([turns.choice(self.speakers)] if self.speakers else [])
 
     def _row(
-        self, number: int, voice: str, text: str, samples: np.ndarray | None = None, refused: str = "", **values
+        self,
+        number: int,
+        speaker: Speaker,
+        text: str,
+        samples: np.ndarray | None = None,
+        refused: str = "",
+        **values: Any,
     ) -> dict:
         rate, audio = self.model.sampling_rate, io.BytesIO()
         samples = np.zeros(0, np.float32) if samples is None or refused else samples
         soundfile.write(audio, samples.clip(-1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
-        lists = {name: values.get(name, []) for name in ("text_ids", "ctc_labels", "speaker_embedding", "speech_ids")}
-        name = f"{SOURCE}_{number:06d}" + (f"_{voice}" if self.drawing.shared else "")
+        lists = {name: values.get(name, []) for name in ("text_ids", "ctc_labels", "speech_ids")}
+        name = f"{SOURCE}_{number:06d}" + (f"_{speaker.name}" if self.drawing.shared else "")
         return lists | {
             "id": name,
             "audio": {"bytes": audio.getvalue(), "path": f"{name}.flac"},
             "text": text,
-            "speaker": voice,
+            "speaker": speaker.name,
+            "speaker_embedding": speaker.embedding.tolist(),
             "emotion": "",
             "language": self.processor.language,
             "source": SOURCE,
@@ -183,6 +221,30 @@ class SelfSpeaker:
             "reward_loss": values.get("reward_loss", float("inf")),
             "refused": refused,
         }
+
+
+def training_speakers(folders: Sequence[str], model: E2ETTSModel) -> list[Speaker]:
+    """Each training speaker of annotated data, the built-in voices aside, as heard in one utterance, like a clone.
+
+    Raises ValueError for data that is not annotated, or not by a speaker encoder of this width.
+    """
+    if problem := foreign_voices(folders, model):
+        raise ValueError(problem)
+    found, width = {}, model.voice_embeddings.shape[1]
+    for folder in folders:
+        rows = load_prepared([folder], "train")
+        if "speaker_embedding" not in rows.column_names:
+            raise ValueError(f"{folder} has no speaker_embedding: e2e_tts.trainers.data.annotate adds it.")
+        for row in rows.select_columns(["speaker", "speaker_embedding"]):
+            if len(row["speaker_embedding"]) != width:
+                raise ValueError(
+                    f"{folder}: speaker embeddings have {len(row['speaker_embedding'])} values, the model's {width}; "
+                    "annotate it with the model's own speaker encoder."
+                )
+            if row["speaker"] not in {*found, *model.config.voices}:
+                embedding = torch.tensor(row["speaker_embedding"], dtype=torch.float32, device=model.device)
+                found[row["speaker"]] = Speaker(row["speaker"], embedding)
+    return list(found.values())
 
 
 def batches(sentences: Sequence[str], size: int) -> Iterator[tuple[int, Sequence[str]]]:
@@ -228,10 +290,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a released checkpoint with built-in voices")
     parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
-    parser.add_argument("--voices", nargs="+", help="built-in voices, in turns; by default all")
+    parser.add_argument("--voices", nargs="+", help="built-in voices that draw; by default all")
     parser.add_argument("--candidates", type=int, default=Drawing.candidates, help="draws of each sentence, in a voice")
     parser.add_argument(
-        "--shared", action="store_true", help="draw each sentence in every voice; the best draw is a row of each voice"
+        "--shared",
+        action="store_true",
+        help="draw each sentence in all --voices; the best draw is a row of every built-in voice",
+    )
+    parser.add_argument(
+        "--speakers",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="with --shared: annotated data; the best draw is also a row of one of its training speakers",
     )
     parser.add_argument("--max_loss", type=float, default=Drawing.max_loss, help="nats a label that are still kept")
     parser.add_argument("--batch_texts", type=int, default=Drawing.batch_texts, help="sentences drawn at a time")
@@ -240,6 +311,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")
     options = parser.parse_args(arguments)
+    if options.speakers and not options.shared:
+        parser.error("--speakers needs --shared")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     disable_progress_bars()
     try:
@@ -253,12 +326,12 @@ def main(arguments: list[str] | None = None) -> None:
         if unknown := sorted(set(voices) - set(known)):
             raise ValueError(f"The model has the built-in voices {known}, not {unknown}.")
         drawing = Drawing(options.candidates, options.max_loss, options.batch_texts, options.seed, options.shared)
-        names = ("model", "candidates", "max_loss", "batch_texts", "seed", "shared")
+        names = ("model", "candidates", "max_loss", "batch_texts", "seed", "shared", "speakers")
         digest = hashlib.sha256("\n".join(sentences).encode()).hexdigest()
         settings = {name: getattr(options, name) for name in names} | {"voices": voices, "sentences": digest}
         if model.device.type != "cpu":
             settings["device"] = model.device.type  # draws other numbers from a seed
-        speaker = SelfSpeaker(model, processor, voices, drawing)
+        speaker = SelfSpeaker(model, processor, voices, drawing, training_speakers(options.speakers, model))
         rows = speak_all(sentences, speaker, options.output, settings, options.overwrite)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")

@@ -81,6 +81,31 @@ def test_voices_share_the_best_draw_of_all_of_them(arguments, tiny_model, tmp_pa
     torch.testing.assert_close(torch.tensor(both[1]["speaker_embedding"]), embedding)
 
 
+def test_training_speakers_say_the_best_draws_too(arguments, rows, tiny_model, tmp_path, capsys):
+    """One of them a sentence, as heard in one of their utterances; built-in voices are no further speakers."""
+    data = load_from_disk(str(rows))
+    names = ["carl", "anna", "dora", "carl"]
+    heard = np.random.default_rng(0).normal(size=(4, len(data[0]["speaker_embedding"])))
+    changed = data.remove_columns(["speaker", "speaker_embedding"])
+    changed.add_column("speaker", names).add_column("speaker_embedding", heard.tolist()).save_to_disk(tmp_path / "data")
+    options = ["--shared", "--voices", "ben", "--max_loss", "100", "--speakers", str(tmp_path / "data")]
+    main([*arguments, *options, "--seed", "2", "--output", str(tmp_path / "rows")])
+    kept = load_from_disk(str(tmp_path / "rows"))
+    assert len(set(kept["id"][:])) == 12 and kept["speaker"][:][0:2] == ["anna", "ben"]
+    others = kept.select(range(2, 12, 3))
+    assert set(others["speaker"][:]) == {"carl", "dora"}
+    for row, own in zip(others, kept.select(range(1, 12, 3)), strict=True):
+        assert row["speech_ids"] == own["speech_ids"] and own["speaker"] == "ben"
+        np.testing.assert_allclose(row["speaker_embedding"], heard[names.index(row["speaker"])], rtol=1e-6)
+    changed.add_column("speaker", names).save_to_disk(tmp_path / "bare")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--shared", "--speakers", str(tmp_path / "bare"), "--output", str(tmp_path / "none")])
+    assert "has no speaker_embedding" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--speakers", str(tmp_path / "data"), "--output", str(tmp_path / "none")])
+    assert "--speakers needs --shared" in capsys.readouterr().err
+
+
 def test_what_is_badly_understood_is_left_out(arguments, rows, tmp_path):
     losses = sorted(load_from_disk(str(rows))["reward_loss"][:])
     limit = (losses[1] + losses[2]) / 2
