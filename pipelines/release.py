@@ -6,6 +6,7 @@ its card. Loading it gives float32 again. What only training uses is left out.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -217,6 +218,12 @@ def main(arguments: list[str] | None = None) -> None:
         help="how many times the checkpoint draws a text by default, for the reward model to keep the best",
     )
     parser.add_argument(
+        "--clone-rate",
+        type=float,
+        metavar="R",
+        help="speech tokens a text token, as voices above have them, of clones whose own rate is not known",
+    )
+    parser.add_argument(
         "--tokenizer",
         help=f"what annotate was given: {TOKENIZER_HELP}, or a tokenizer by folder or Hub name; by default the "
         f"processor beside the model, else {PHONEMES}",
@@ -241,6 +248,10 @@ def main(arguments: list[str] | None = None) -> None:
             if options.candidates > 1 and model.reward.ctc_head is None:
                 raise ValueError("--candidates needs a reward model with a CTC head, which this one lacks.")
             model.config.candidates = options.candidates
+        if options.clone_rate is not None:
+            if not 0.0 < options.clone_rate < math.inf:
+                raise ValueError(f"--clone-rate is a rate above 0, got {options.clone_rate}.")
+            model.config.default_tokens_per_symbol = options.clone_rate
         processor = load_processor(options.model, model, options.tokenizer)
         save_release(model, processor, options.output, getattr(torch, options.dtype))
     except (ValueError, OSError) as error:

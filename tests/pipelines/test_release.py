@@ -52,6 +52,18 @@ def test_a_checkpoint_draws_as_often_as_its_release_says(tiny_model, tmp_path):
         main(["--model", str(tmp_path / "deaf"), "--output", str(tmp_path / "no"), "--candidates", "3"])
 
 
+def test_clones_speak_at_the_rate_that_the_release_says(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "trained")
+    arguments = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--clone-rate"]
+    main([*arguments, "1.7"])
+    model = AutoModel.from_pretrained(tmp_path / "release")
+    voice = model.make_voice(torch.randn(1, 24, 80))
+    assert voice.tokens_per_symbol == 1.7
+    for rate in ("0", "nan"):
+        with pytest.raises(SystemExit, match=f"--clone-rate is a rate above 0, got {float(rate)}"):
+            main([*arguments, rate])
+
+
 def test_the_decoder_s_temperature_is_released(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path / "trained")
     arguments = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--decoder-temperature"]
