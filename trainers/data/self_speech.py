@@ -165,23 +165,37 @@ class SelfSpeaker:
         self, inputs: BatchFeature, draws: list[Draw], speakers: Sequence[Speaker], number: int
     ) -> Iterator[dict]:
         """What a row of each text has to hold, for draws that these speakers say."""
-        ids = nn.utils.rnn.pad_sequence([draw.ids for draw in draws], batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(draw.ids) for draw in draws], batch_first=True).bool()
-        embeddings = torch.stack([speaker.embedding for speaker in speakers])
-        decoded = self.model.decode(ids, mask, voice=embeddings, seed=self.drawing.seed + number)
+        reasons = [self._refusal(draw) for draw in draws]
+        kept = [place for place, reason in enumerate(reasons) if not reason]
+        audio = self._decode([draws[place] for place in kept], [speakers[place] for place in kept], number)
+        spoken = dict(zip(kept, audio, strict=True))
         for place, draw in enumerate(draws):
-            refused = "" if draw.loss <= self.drawing.max_loss else f"The reward model's loss is {draw.loss:.2f}."
-            if not draw.finished:
-                refused = "No draw came to an end within the length limit."
             yield {
                 "speaker": speakers[place],
-                "samples": decoded["audio"][place, : int(decoded["audio_lengths"][place])].float().cpu().numpy(),
+                "samples": spoken.get(place),
                 "reward_loss": draw.loss,
-                "refused": refused,
+                "refused": reasons[place],
                 "speech_ids": draw.ids.tolist(),
                 "text_ids": inputs["text_ids"][place][inputs["text_mask"][place]].tolist(),
                 "ctc_labels": [label for label in inputs["ctc_labels"][place].tolist() if label > 0],
             }
+
+    def _refusal(self, draw: Draw) -> str:
+        """Why a draw is not learned from, empty if it is."""
+        if not draw.finished:
+            return "No draw came to an end within the length limit."
+        return "" if draw.loss <= self.drawing.max_loss else f"The reward model's loss is {draw.loss:.2f}."
+
+    def _decode(self, draws: Sequence[Draw], speakers: Sequence[Speaker], number: int) -> list[np.ndarray]:
+        """Samples of each draw, in its speaker's voice."""
+        if not draws:
+            return []
+        ids = nn.utils.rnn.pad_sequence([draw.ids for draw in draws], batch_first=True)
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(draw.ids) for draw in draws], batch_first=True).bool()
+        embeddings = torch.stack([speaker.embedding for speaker in speakers])
+        decoded = self.model.decode(ids, mask, voice=embeddings, seed=self.drawing.seed + number)
+        audio = zip(decoded["audio"], decoded["audio_lengths"].tolist(), strict=True)
+        return [samples[:length].float().cpu().numpy() for samples, length in audio]
 
     def _voices(self, number: int) -> list[str]:
         return self.voices if self.drawing.shared else [self.voices[number % len(self.voices)]]
@@ -203,7 +217,7 @@ class SelfSpeaker:
         **values: Any,
     ) -> dict:
         rate, audio = self.model.sampling_rate, io.BytesIO()
-        samples = np.zeros(0, np.float32) if samples is None or refused else samples
+        samples = np.zeros(0, np.float32) if samples is None else samples
         soundfile.write(audio, samples.clip(-1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
         lists = {name: values.get(name, []) for name in ("text_ids", "ctc_labels", "speech_ids")}
         name = f"{SOURCE}_{number:06d}" + (f"_{speaker.name}" if self.drawing.shared else "")
@@ -226,7 +240,7 @@ class SelfSpeaker:
 def training_speakers(folders: Sequence[str], model: E2ETTSModel) -> list[Speaker]:
     """Each training speaker of annotated data, the built-in voices aside, as heard in one utterance, like a clone.
 
-    Raises ValueError for data that is not annotated, or not by a speaker encoder of this width.
+    Raises ValueError for data that is not annotated, or not by a speaker encoder of this width, or has no such speaker.
     """
     if problem := foreign_voices(folders, model):
         raise ValueError(problem)
@@ -244,6 +258,8 @@ def training_speakers(folders: Sequence[str], model: E2ETTSModel) -> list[Speake
             if row["speaker"] not in {*found, *model.config.voices}:
                 embedding = torch.tensor(row["speaker_embedding"], dtype=torch.float32, device=model.device)
                 found[row["speaker"]] = Speaker(row["speaker"], embedding)
+    if folders and not found:
+        raise ValueError(f"{', '.join(folders)}: no training speaker but the built-in voices; leave --speakers out.")
     return list(found.values())
 
 

@@ -102,6 +102,9 @@ def test_training_speakers_say_the_best_draws_too(arguments, rows, tiny_model, t
         main([*arguments, "--shared", "--speakers", str(tmp_path / "bare"), "--output", str(tmp_path / "none")])
     assert "has no speaker_embedding" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main([*arguments, "--shared", "--speakers", str(rows), "--output", str(tmp_path / "none")])
+    assert "no training speaker but the built-in voices" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main([*arguments, "--speakers", str(tmp_path / "data"), "--output", str(tmp_path / "none")])
     assert "--speakers needs --shared" in capsys.readouterr().err
 
