@@ -12,6 +12,7 @@ from e2e_tts.modeling.configuration_e2e_tts import E2ETTSConfig
 from e2e_tts.modeling.configuration_vocoder import VocoderConfig
 
 from .data.vocoder_data import CropSettings
+from .decoded_mels import DecodedSettings
 from .feature_masks import FeatureMasks
 from .recipe_parts import (
     LOSS_NAMES,
@@ -211,6 +212,7 @@ class VocoderRecipe:
     losses: VocoderLossSettings = field(default_factory=VocoderLossSettings)
     discriminator: DiscriminatorSettings = field(default_factory=DiscriminatorSettings)
     crops: CropSettings = field(default_factory=CropSettings)
+    decoded: DecodedSettings = field(default_factory=DecodedSettings)
     divergence_factor: float = 10.0
     arguments: dict = field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from .data.provenance import check_provenance, foreign_voices
 from .data.speech_data import Collator, SpeechDataset, check_annotated, check_rate, load_prepared
 from .data.style_labels import check_labels
 from .data.vocoder_data import CropDataset, check_rates
+from .decoded_mels import MelDecoder
 from .memory_reuse import keep_freed_memory
 from .recipe import Recipe, RecipeError, VocoderRecipe, add_override_option, load_recipe
 from .run_folder import FINAL_FOLDER, check_recipe, last_whole_checkpoint, record_recipe, set_aside
@@ -151,9 +152,14 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
     model = build_vocoder(recipe)
     config = model.config
     frames = max(1, round(recipe.crops.crop_seconds * config.sampling_rate / config.hop_length))
+    decoder = MelDecoder(recipe.decoded, config, recipe.folders) if recipe.decoded.model else None
+    if decoder is not None:
+        frames += -frames % decoder.frames_per_token
 
     def crops(split: str, size: int) -> CropDataset:
-        rows = load_prepared(recipe.folders, split, annotated=False)
+        rows = load_prepared(recipe.folders, split, annotated=decoder is not None)
+        if decoder is not None:
+            check_annotated(rows)
         check_rates(rows, config.sampling_rate)
         weights = recipe.crops.source_weights
         if split != "train" and weights:
@@ -168,6 +174,7 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
             arguments.seed,
             weights,
             recipe.crops.gain_db,
+            voices=decoder is not None,
         )
 
     crops_per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -179,6 +186,7 @@ def build_vocoder_trainer(recipe: VocoderRecipe, output_dir: str, max_steps: int
         loss_settings=recipe.losses,
         discriminator_settings=recipe.discriminator,
         divergence_factor=recipe.divergence_factor,
+        mel_decoder=decoder,
     )
 
 

@@ -21,6 +21,7 @@ from ..modeling.discriminators import (
     generator_losses,
 )
 from .callbacks import StepsAsAsked
+from .decoded_mels import MelDecoder
 from .recipe_parts import RecipeError, check_positive
 from .safety import bad_batch_folder, divergence, is_finite_norm
 
@@ -72,6 +73,9 @@ class DiscriminatorSettings:
 class VocoderTrainer(Trainer):
     """`Trainer` for a `VocoderModel` on batches {"waveform": (B, L)}, L a multiple of the mel hop.
 
+    With a mel_decoder the batches also hold "speaker_embedding" (B, S) and "seeds" (B,), and what is learned from are
+    mels as it gives them.
+
     Every named loss is logged as its mean since the last log. Crops come in the data set's own order, so a data set
     whose item depends on (seed, index) makes a killed run resume to the same losses; checkpoints hold the
     discriminators and their optimizer too.
@@ -86,9 +90,11 @@ class VocoderTrainer(Trainer):
         loss_settings: VocoderLossSettings | None = None,
         discriminator_settings: DiscriminatorSettings | None = None,
         divergence_factor: float = 10.0,
+        mel_decoder: MelDecoder | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.mel_decoder = mel_decoder and mel_decoder.to(self.args.device)
         self.divergence_factor = divergence_factor
         self._target = torch.zeros(0)
         self.add_callback(StepsAsAsked)
@@ -127,7 +133,10 @@ class VocoderTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         target = inputs["waveform"]
-        prediction = model(self.mel_spectrogram(target))
+        mel = self.mel_spectrogram(target)
+        if model.training and self.mel_decoder is not None:
+            mel = self.mel_decoder(mel, target, inputs["speaker_embedding"], inputs["seeds"])
+        prediction = model(mel)
         losses = self.spectral_loss(prediction, target)
         if model.training and self._adversarial:
             losses.update(self._adversarial_losses(prediction, target))

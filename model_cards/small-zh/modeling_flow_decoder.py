@@ -211,6 +211,8 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         temperature: float | None = None,
         schedule: str = "linear",
         noise: torch.Tensor | None = None,
+        start_mel: torch.Tensor | None = None,
+        start_time: float = 0.0,
     ) -> torch.Tensor:
         """Integration from noise to natural-log mel (B, T * frames_per_token, n_mels), second order in num_steps.
 
@@ -220,10 +222,14 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
         are. v = (1 + guidance) v_cond - guidance v_uncond. schedule: "linear" takes equal steps, "cosine"
         smaller ones near the noise. noise (B, T * frames_per_token, n_mels): by default drawn for each row from seeds
         (B,); a part that is decoded by itself is given what it has in the whole utterance. temperature: what the noise
-        is multiplied with, by default as the configuration says.
+        is multiplied with, by default as the configuration says. start_mel (B, T * frames_per_token, n_mels): a mel to
+        start from, x_t = (1 - t) n + t x with t = start_time in [0, 1), in place of noise alone (SDEdit, arXiv
+        2108.01073); the later, the more of it stays.
         """
         if num_steps < 1:
             raise ValueError(f"The solver needs at least one step, got num_steps={num_steps}.")
+        if not 0 <= start_time < 1 or (start_mel is None and start_time):
+            raise ValueError(f"start_time must be in [0, 1), and 0 without start_mel, got {start_time}.")
         batch, tokens = codes.shape[:2]
         mask = codes.new_ones((batch, tokens), dtype=torch.bool) if mask is None else mask.bool()
         frame_mask = mask.repeat_interleave(self.config.frames_per_token, dim=1)
@@ -233,6 +239,8 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
             seeds = torch.zeros(batch, dtype=torch.long) if seeds is None else seeds
             noise = seeded_noise(seeds, NOISE, shape)
         x = noise.to(condition) * (self.config.noise_temperature if temperature is None else temperature)
+        if start_mel is not None:
+            x = (1 - start_time) * x + start_time * self.normalise(start_mel).to(x)
         prompt = torch.zeros_like(x)
         if prompt_mel is not None:
             if prompt_mel.shape[1] > shape[0]:
@@ -252,6 +260,7 @@ class FlowDecoderModel(StyleMixin, PreTrainedModel):
             grid = 1 - torch.cos(0.5 * math.pi * grid)
         elif schedule != "linear":
             raise ValueError(f"Unknown time schedule {schedule!r}; use 'cosine' or 'linear'.")
+        grid = start_time + (1 - start_time) * grid
         before: tuple[float, torch.Tensor] | None = None
         for start, end in zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True):
             points = torch.cat([x, x]) if guidance else x

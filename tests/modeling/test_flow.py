@@ -150,6 +150,28 @@ def test_seeds_and_temperature():
     assert torch.equal(calm, decoder.sample(codes, mask, voice, seeds=SEEDS, num_steps=2))
 
 
+@pytest.mark.parametrize("start_time", [0.0, 0.4])
+def test_sampling_starts_from_a_mel(monkeypatch, start_time):
+    """A velocity of zero leaves the point where it starts; from time 0 nothing of the mel is in it."""
+    decoder = make_decoder()
+    codes, mask, mel, voice = inputs()
+    settings = {"seeds": SEEDS, "num_steps": 2, "start_mel": mel, "start_time": start_time}
+    if not start_time:
+        started = decoder.sample(codes, mask, voice, **settings)
+        assert torch.equal(started, decoder.sample(codes, mask, voice, seeds=SEEDS, num_steps=2))
+    times = []
+
+    def velocity(x, time, *rest):
+        times.append(float(time[0]))
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(decoder, "velocity", velocity)
+    noise = seeded_noise(SEEDS, NOISE, mel.shape[1:])
+    point = decoder.normalise(decoder.sample(codes, mask, voice, temperature=0.5, **settings))
+    torch.testing.assert_close(point, (1 - start_time) * 0.5 * noise + start_time * decoder.normalise(mel))
+    assert times == pytest.approx([start_time, (1 + start_time) / 2])
+
+
 def test_without_prior_and_speaker():
     decoder = make_decoder(use_prior=False, speaker_dim=0)
     codes, mask, mel, _ = inputs()
@@ -181,11 +203,14 @@ def test_lengths_that_do_not_fit_are_refused():
 
 def test_bad_settings_are_refused():
     decoder = make_decoder()
-    codes, mask, _, voice = inputs()
+    codes, mask, mel, voice = inputs()
     with pytest.raises(ValueError, match="num_steps=0"):
         decoder.sample(codes, mask, voice, num_steps=0)
     with pytest.raises(ValueError, match="Unknown time schedule 'cubic'"):
         decoder.sample(codes, mask, voice, schedule="cubic")
+    for settings in ({"start_time": 0.5}, {"start_time": 1.0, "start_mel": mel}):
+        with pytest.raises(ValueError, match="start_time"):
+            decoder.sample(codes, mask, voice, **settings)
     with pytest.raises(ValueError, match="needs a speaker embedding"):
         decoder.sample(codes, mask)
 

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..recipe_parts import RecipeError, check_positive
+from .speech_data import SEED_STRIDE
 from .speech_signal import read_recording
 
 
@@ -79,6 +80,7 @@ class CropDataset(Dataset):
         seed: of everything random.
         source_weights: share of the crops by source; sources not named are left out. None: all data by duration.
         gain_db: a crop's level is changed by up to this much either way, but never into clipping.
+        voices: crops have their speaker's embedding, and a seed, too.
 
     Raises ValueError if no utterance is left for a source, or a column is missing.
     """
@@ -92,11 +94,14 @@ class CropDataset(Dataset):
         seed: int,
         source_weights: Mapping[str, float] | None = None,
         gain_db: float = 0.0,
+        voices: bool = False,
     ) -> None:
         needed = {"audio", "seconds"} | ({"source"} if source_weights else set())
+        needed |= {"speaker_embedding"} if voices else set()
         if missing := sorted(needed - set(dataset.column_names)):
             raise ValueError(f"The dataset lacks the columns {missing}; it has {sorted(dataset.column_names)}.")
-        self.audio = dataset.select_columns(["audio"])
+        self.rows = dataset.select_columns(["audio", "speaker_embedding"] if voices else ["audio"])
+        self.voices = voices
         self.size = size
         self.crop_samples = crop_samples
         self.sampling_rate = sampling_rate
@@ -123,16 +128,21 @@ class CropDataset(Dataset):
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Returns {"waveform": (crop_samples,)}."""
+        """Returns {"waveform": (crop_samples,)}, with voices also {"speaker_embedding": (S,), "seeds": ()}."""
         random = np.random.default_rng([self.seed, index])
         group, ends = self.groups[int(np.searchsorted(self.weights, random.random()))]
         # The last cumulative sum is a valid upper end: random() stays below 1.
         row = int(group[min(np.searchsorted(ends, random.random() * ends[-1]), len(group) - 1)])
         crop_seconds = self.crop_samples / self.sampling_rate
         start = random.random() * max(0.0, self.seconds[row] - crop_seconds)
-        samples = read_audio(self.audio[row]["audio"], self.sampling_rate, start, crop_seconds)[: self.crop_samples]
+        chosen = self.rows[row]
+        samples = read_audio(chosen["audio"], self.sampling_rate, start, crop_seconds)[: self.crop_samples]
         gain = 10 ** (random.uniform(-self.gain_db, self.gain_db) / 20)
         gain = min(gain, 0.99 / max(1e-3, float(np.abs(samples).max(initial=0.0))))
         waveform = np.zeros(self.crop_samples, dtype=np.float32)
         waveform[: len(samples)] = samples * gain
-        return {"waveform": torch.from_numpy(waveform)}
+        crop = {"waveform": torch.from_numpy(waveform)}
+        if self.voices:
+            crop["speaker_embedding"] = torch.tensor(chosen["speaker_embedding"], dtype=torch.float32)
+            crop["seeds"] = torch.tensor(self.seed * SEED_STRIDE + index)
+        return crop
