@@ -1,5 +1,6 @@
-"""The README is executed: its Python blocks speak, its commands exist and explain themselves."""
+"""The README is executed: its Python blocks speak, its commands exist and explain themselves; links lead somewhere."""
 
+import importlib.util
 import re
 import runpy
 import sys
@@ -12,9 +13,13 @@ from e2e_tts.trainers.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "trainers" / "README.md").read_text(encoding="utf-8")
+FOLDERS = (".", "trainers", "pipelines", "space", "tests", "model_cards")
+DOCUMENTS = sorted({path for name in FOLDERS for path in (ROOT / name).glob("*.md" if name == "." else "**/*.md")})
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 HELP = re.findall(r"^python -m (\S+) --help$", TEXT, re.MULTILINE)
-RECIPES = re.findall(r"--recipe (\w+)", TEXT)
+RECIPES = re.findall(r"--recipe (\w+)", TEXT + TRAINING)
+MODULES = sorted(set(re.findall(r"(?:-m |`)(e2e_tts\.[a-z_.]+)", TEXT + TRAINING)))
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
@@ -44,14 +49,33 @@ def test_recipes_that_are_named_exist():
         assert (ROOT / "trainers" / "recipes" / f"{name}.yaml").is_file(), name
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_that_are_named_exist(module):
+    assert importlib.util.find_spec(module) is not None
+
+
 def test_a_new_voice_is_learned_from_what_the_commands_before_have_written():
-    commands = re.search(r"  ```text\n(.*--recipe small_finetune_voice.*?)```", TEXT, re.DOTALL).group(1)
+    commands = re.search(r"```text\n([^`]*--recipe small_finetune_voice.*?)```", TRAINING, re.DOTALL).group(1)
     prepared, annotated = re.findall(r"--output (runs/data/\S+)", commands)
     data = load_recipe("small_finetune_voice").data
     assert f"--data {prepared} " in commands and data.folders == [annotated]
     assert data.eval_rows == 0, "prepare has held nothing out"
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
+def anchors(document: Path) -> set[str]:
+    """Of the headings of a page, as GitHub and the Hub make them."""
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document):
+    text = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        path = (document.parent / file).resolve() if file else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
