@@ -5,7 +5,8 @@ python -m e2e_tts.pipelines.evaluation.cloning --model model_cards/small-en --cl
 Of each speaker one clip (the longest) is the reference, and sentences of other clips are spoken in its voice. A speaker
 judge compares every clone with all references: similarity to the own one less the mean similarity to the others', and
 how often the own one is the most similar. The same for the recordings of the same sentences says what can be reached.
-With --texts, voices speak other sentences than their speakers: cloning across languages.
+With --texts, voices speak other sentences than their speakers: cloning across languages. With --recogniser, word error
+rates of clones and recordings as well.
 Intervals are 95 %, bootstrap over speakers, since clones of one speaker share a reference.
 
 --clips is anything that e2e_tts.trainers.data.prepare reads: a folder with a metadata.csv (file, text, speaker), a
@@ -19,7 +20,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,16 @@ from e2e_tts.trainers.data.speech_signal import read_recording as read_part
 from .audio_files import read_recording
 from .failures import FailureLimits
 from .harness import fingerprint_utterances, model_version, spoken_clip
-from .judge_interface import SpeakerJudge
-from .judges import AUTO, load_speaker_judge
+from .judge_interface import Recogniser, SpeakerJudge
+from .judges import AUTO, load_normaliser, load_recogniser, load_speaker_judge
 from .judging import RECORDING, SPEECH, JudgedClip, Judges, SpeakerReferences, judge_clips
 from .markdown import markdown_table
-from .options import parse_settings
+from .normalisers import Normaliser
+from .options import NONE, STUDY_NORMALISERS, add_language_options, choose_normaliser, parse_settings
 from .paired_bootstrap import Interval, Measurements, interval, paired_difference
+from .report import error_rate_unit
 from .results_folder import ResultsFolder, write_text
+from .scoring import score_transcripts
 from .speaker_judges import cosine
 from .synthesis import Speaker, SynthesisSettings, synthesise
 from .utterances import Clip, Utterance
@@ -52,6 +56,7 @@ MEASURES = {
     "difference": "own less others'",
     "identified": "own the most similar, share",
 }
+LABELS = {SPEECH: "clones", RECORDING: "recordings of the same sentences"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,8 @@ def _measurements(sentences: Sequence[ClonedSentence], measure: str) -> Measurem
 class CloningReport:
     """figures: by rendering (speech, recording) and measure; gap: speech less recording, paired, by measure.
 
-    failed: why a clone is in no figure, by name of its sentence; its recording is then in none either.
+    failed: why a clone is in no figure, by name of its sentence; its recording is then in none either. words: error
+    rates by rendering, where a recogniser was asked; clones that failed count with all their words.
     """
 
     model: str
@@ -175,6 +181,7 @@ class CloningReport:
     gap: dict[str, Interval]
     by_speaker: dict[str, dict[str, float]]
     failed: dict[str, str]
+    words: dict[str, Interval] = field(default_factory=dict)
 
     def to_markdown(self) -> str:
         def cell(figure: Interval, sign: str = "") -> str:
@@ -182,7 +189,7 @@ class CloningReport:
 
         rows = [
             [label, *(cell(self.figures[condition][measure]) for measure in MEASURES)]
-            for condition, label in ((SPEECH, "clones"), (RECORDING, "recordings of the same sentences"))
+            for condition, label in LABELS.items()
         ]
         rows.append(["clones less recordings", *(cell(self.gap[measure], "+") for measure in MEASURES)])
         judge = self.settings["judge"]
@@ -198,6 +205,14 @@ class CloningReport:
                 [[name, *(f"{values[kind]:.3f}" for kind in (SPEECH, RECORDING))] for name, values in self._rows()],
             ),
         ]
+        if self.words:
+            unit, heard = error_rate_unit(self.settings["normaliser"]), self.settings["recogniser"]
+            rates = [
+                [label, f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"]
+                for condition, label in LABELS.items()
+                if (rate := self.words.get(condition))
+            ]
+            lines += ["", *markdown_table([f"{heard['name']} ({heard['version']})", f"{unit} %"], rates)]
         if self.failed:
             lines += ["", "In no figure:", "", *(f"- {name}: {reason}" for name, reason in self.failed.items())]
         return "\n".join(lines) + "\n"
@@ -214,6 +229,7 @@ def make_report(
     failed: dict[str, str],
     resamples: int = 2000,
     seed: int = 0,
+    words: dict[str, Measurements] | None = None,
 ) -> CloningReport:
     """Sums scored sentences up, those that have both a clone and a recording. Raises ValueError if none has."""
     both = {item.name for item in sentences[SPEECH]} & {item.name for item in sentences[RECORDING]}
@@ -246,7 +262,21 @@ def make_report(
             for index, name in enumerate(names)
         },
         failed,
+        {condition: interval(values, **draw) for condition, values in (words or {}).items()},
     )
+
+
+def word_errors(
+    speakers: dict[str, list[Utterance]], records: dict[str, dict[str, Any]], normalise: Normaliser
+) -> Measurements:
+    """Edits over words, of all renderings that the recogniser did not refuse; the unit of resampling is the speaker."""
+    counted = []
+    for speaker, items in speakers.items():
+        heard = [item for item in items if records[item.name]["transcript"] is not None]
+        transcripts = [records[item.name]["transcript"] for item in heard]
+        scores = score_transcripts([item.text for item in heard], transcripts, normalise=normalise)
+        counted += [(0, speaker, float(score.edits), float(score.words)) for score in scores]
+    return Measurements.collect(counted)
 
 
 def run_study(
@@ -259,6 +289,9 @@ def run_study(
     sentences: int = 2,
     texts: Sequence[str] = (),
     judge: str | SpeakerJudge = AUTO,
+    recogniser: str | Recogniser = NONE,
+    language: str = "en",
+    normaliser: str | None = None,
     sampling: dict[str, Any] | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -267,11 +300,19 @@ def run_study(
 ) -> CloningReport:
     """Speaks, judges and writes the reports. load_speaker: another pipeline than the checkpoint's.
 
-    Raises what `read_speakers`, `load_speaker_judge`, `ResultsFolder` and the pipeline raise.
+    recogniser, language, normaliser: for word error rates; of recordings where they say the sentences themselves.
+
+    Raises what `read_speakers`, `load_speaker_judge`, `load_recogniser`, `ResultsFolder` and the pipeline raise.
     """
     people = read_speakers(clips, split, speakers, sentences, texts)
     version = None if load_speaker else model_version(model)  # before a judge is loaded: a wrong folder is told at once
     judge = load_speaker_judge(judge) if isinstance(judge, str) else judge
+    judges = Judges(speaker=judge)
+    if recogniser != NONE:
+        normaliser = choose_normaliser(language, normaliser, STUDY_NORMALISERS)
+        normalise = load_normaliser(normaliser)
+        named = isinstance(recogniser, str)
+        judges.recogniser = load_recogniser(recogniser, language=language) if named else recogniser
     utterances = [item for items in people.values() for item in items]
     synthesis = SynthesisSettings(batch_size=1, seed=seed, sampling=sampling or {})
     settings = {
@@ -282,6 +323,8 @@ def run_study(
         "seed": seed,
         "sampling": synthesis.sampling,
     }
+    if judges.recogniser:
+        settings |= {"recogniser": judges.describe()["recogniser"], "normaliser": normaliser}
     folder = ResultsFolder(output, settings)
     spoken = synthesise(utterances, folder, load_speaker or (lambda: _load(model, device, synthesis)), synthesis)
     renderings = {
@@ -291,7 +334,7 @@ def run_study(
     references = SpeakerReferences(judge, folder)
     by_name = {item.name: item for item in utterances}
     records = {
-        condition: judge_clips(members, by_name, condition, folder, Judges(speaker=judge), references, FailureLimits())
+        condition: judge_clips(members, by_name, condition, folder, judges, references, FailureLimits())
         for condition, members in renderings.items()
     }
     compared = {condition: compare(people, found, references.vectors) for condition, found in records.items()}
@@ -307,7 +350,9 @@ def run_study(
     for items in people.values():
         if (label := items[0].prompt.label) not in references.vectors:
             failed[label] = "the judge cannot use this clip, so nothing of its speaker is compared"
-    report = make_report(model, settings, people, compared, failed, resamples)
+    said = [] if not judges.recogniser else [SPEECH] if texts else [SPEECH, RECORDING]
+    words = {condition: word_errors(people, records[condition], normalise) for condition in said}
+    report = make_report(model, settings, people, compared, failed, resamples, words=words)
     write_text(folder.path / "report.json", json.dumps(asdict(report), indent=1, ensure_ascii=False) + "\n")
     write_text(folder.path / "report.md", report.to_markdown())
     return report
@@ -334,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--texts", type=Path, help="file of sentences, one a line, to speak instead: for clips in another language"
     )
     parser.add_argument("--judge", default=AUTO, help="speaker judge: a name, owner/model, a local folder or auto")
+    parser.add_argument("--recogniser", default=NONE, help="for word error rates: a name, owner/model, a local folder")
+    add_language_options(parser)
     parser.add_argument(
         "--sampling", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the pipeline: num_steps=16"
     )

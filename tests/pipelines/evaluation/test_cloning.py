@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from evaluation_doubles import RATE, SpectrumJudge, tone, write
+from evaluation_doubles import RATE, KnowingRecogniser, SpectrumJudge, tone, write
 
 from e2e_tts.pipelines.evaluation import cloning
 from e2e_tts.pipelines.evaluation.judge_interface import NoSpeechError
@@ -173,6 +173,23 @@ def test_a_killed_study_goes_on(clips, tmp_path):
     assert report.figures == study(clips, tmp_path / "whole", Mimic()).figures
     with pytest.raises(ValueError, match="other settings"):
         study(clips, tmp_path / "out", Mimic(), seed=1)
+
+
+def test_words_of_clones_and_recordings(clips, tmp_path):
+    """Clones are as long as their reference, 12,000 samples, the recordings 9,000 and 10,000."""
+    heard = {9000: "Sentence number zero", 10000: "Sentence number one", 12000: "sentence number 0 indeed"}
+    settings = {"recogniser": KnowingRecogniser(heard), "normaliser": "english"}
+    report = study(clips, tmp_path / "out", Mimic(fails_at=1), **settings)
+    assert report.words[RECORDING].value == 0.0
+    # Of 24 words: seven sentences have one too many, the four of number 1 a wrong one, and one sentence is lost.
+    assert report.words[SPEECH].value == pytest.approx((7 + 4 + 3) / 24)
+    assert report.words[SPEECH].low < report.words[SPEECH].value < report.words[SPEECH].high
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "| knowing (1) | WER % |" in page and "| clones | 58.3 [" in page
+    assert study(clips, tmp_path / "out", Mimic(), **settings).words == report.words
+    others = study(clips, tmp_path / "others", Mimic(), texts=["Number zero."], **settings)
+    assert others.words.keys() == {SPEECH}, "recordings do not say these sentences"
+    assert not study(clips, tmp_path / "none", Mimic()).words
 
 
 def test_command(clips, tmp_path, capsys):
