@@ -288,6 +288,14 @@ def main(arguments: list[str] | None = None) -> None:
     for source, split, clips, hours, _ in totals(summary):
         print(f"{source:20s} {split:6s} {clips:7d} clips {hours:8.2f} h")
     print(f"{summary['refused']} rows refused, see {options.output / 'refused.csv'}")
+    found = {split for _, split, *_ in totals(summary)}
+    for split, fraction in (("dev", options.dev_fraction), ("test", options.test_fraction)):
+        if fraction and split not in found:
+            print(
+                f"No row is held out for {split}: a corpus with splits of its own keeps those; else chance decides for "
+                f"each {options.hold_out_by}, and here are too few for {fraction:g}. Raise --{split}-fraction or try "
+                "another --seed."
+            )
 
 
 if __name__ == "__main__":

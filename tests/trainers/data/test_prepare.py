@@ -349,6 +349,16 @@ def test_a_row_that_breaks_a_check_does_not_stop_the_others(tmp_path, monkeypatc
     assert str(results[0]) == "ZeroDivisionError: in the middle of a check"
 
 
+def test_a_fraction_that_holds_nothing_out_is_told(tmp_path, capsys):
+    source = shards_of_tones(tmp_path / "tones")
+    arguments = ["--source", f"{source}/*.parquet", "--tokenizer", "none", "--output"]
+    prepare.main([*arguments, str(tmp_path / "few"), "--dev-fraction", "0.999", "--test-fraction", "1e-9"])
+    assert "No row is held out for test: a corpus with splits" in (told := capsys.readouterr().out)
+    assert "held out for dev" not in told
+    prepare.main([*arguments, str(tmp_path / "none")])
+    assert "No row is held out" not in capsys.readouterr().out
+
+
 def test_explicit_splits_win_over_the_corpus_and_these_over_fractions(tmp_path):
     def split(own: str | None, text: str) -> str:
         preparation = prepare.Preparation(
