@@ -124,6 +124,18 @@ def test_list_voices(folder, capsys, monkeypatch, tmp_path):
     run("speak", "--list-voices")
 
 
+@pytest.mark.parametrize(
+    ("load", "given", "then"), [(1.2, None, "PASSIVE"), (1.2, "ACTIVE", "ACTIVE"), (0.3, None, None)]
+)
+def test_waiting_threads_do_not_spin_on_a_busy_machine(load, given, then, folder, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setenv("OMP_WAIT_POLICY", str(given))
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    run("speak", "--list-voices", "--model", folder)
+    assert os.environ.get("OMP_WAIT_POLICY") == then
+
+
 @pytest.mark.parametrize("name", ["out.wav", "out.mp3", "out.flac", "out.raw"])
 def test_speech_that_fails_leaves_what_was_spoken_before(folder, tmp_path, capsys, monkeypatch, name):
     output = tmp_path / name
