@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from transformers import AutoModel
 
 from ..modeling import E2ETTSModel
@@ -40,19 +41,20 @@ class DecodedSettings:
             raise RecipeError(f"decoded.from_time are two times, [0.2, 0.7] for example; got {self.from_time}.")
 
 
-class MelDecoder:
+class MelDecoder(nn.Module):
     """Mels of crops -> the same as a checkpoint's decoder would have them, for a share of the crops.
 
     Raises RecipeError for no checkpoint, one whose mel is not the vocoder's, and folders of another speaker encoder.
     """
 
     def __init__(self, settings: DecodedSettings, vocoder: VocoderConfig, folders: Sequence[str]) -> None:
+        super().__init__()
         try:
             model = AutoModel.from_pretrained(settings.model).eval().requires_grad_(False)
         except OSError as error:
             reason = str(error).splitlines()[0]
-            reason = f"no checkpoint can be loaded from {settings.model}. ({reason})"
-            raise RecipeError(f"decoded.model: {reason}") from error
+            message = f"decoded.model: no checkpoint can be loaded from {settings.model}. ({reason})"
+            raise RecipeError(message) from error
         if not isinstance(model, E2ETTSModel):
             raise RecipeError(f"decoded.model: {settings.model} is one module; give the folder of a whole checkpoint.")
         specs = [MelSpec.from_dict(mel) for mel in (model.decoder.config.mel, vocoder.mel)]
@@ -64,13 +66,8 @@ class MelDecoder:
         self.features = MelSpectrogram(MelSpec.from_dict(model.encoder.config.mel))
         self.frames_per_token = model.decoder.config.frames_per_token
 
-    def to(self, device: torch.device) -> "MelDecoder":
-        for part in (self.encoder, self.decoder, self.features):
-            part.to(device)
-        return self
-
     @torch.no_grad()
-    def __call__(
+    def forward(
         self, mel: torch.Tensor, waveform: torch.Tensor, speaker_embedding: torch.Tensor, seeds: torch.LongTensor
     ) -> torch.Tensor:
         """mel (B, T, n_mels), T a multiple of frames_per_token, waveform (B, T * hop), speaker_embedding (B, S); seeds
