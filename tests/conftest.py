@@ -1,5 +1,6 @@
 """A tiny random composite for tests: every module, a few thousand weights, speech that begins, ends and is audible."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(xdist_group(item)))
     items.sort(key=lambda item: xdist_group(item) != "trainings")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the trainer collects garbage often, and would look through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def build_tiny_config(**changes: dict) -> E2ETTSConfig:

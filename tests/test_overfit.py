@@ -1,6 +1,6 @@
-"""The whole path on eight recordings: prepare, annotate, the shipped recipes of all stages at small sizes, and speech.
+"""The whole path on five recordings: prepare, annotate, the shipped recipes of all stages at small sizes, and speech.
 
-A model that cannot learn eight sentences by heart is broken somewhere between the data and the loss; every threshold
+A model that cannot learn five sentences by heart is broken somewhere between the data and the loss; every threshold
 here is far from what the run reaches and further from what an untrained model gives.
 """
 
@@ -21,7 +21,7 @@ from e2e_tts.trainers.stage_trainers import SpeechTrainer, edit_distance
 from e2e_tts.trainers.train import build_trainer
 
 CLIPS = Path(__file__).parent / "fixtures" / "clips"
-SENTENCES = 8
+SENTENCES = 5
 CONFORMER, LM, DECODER = "model.encoder_config.encoder_config", "model.lm_config.text_config", "model.decoder_config"
 SIZES = [
     # The recipe's reward model has the same Conformer settings as its encoder.
@@ -42,7 +42,7 @@ SIZES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """annotated/ with eight sentences of one voice to learn, two for dev, the others for test; speaker/ untrained."""
+    """annotated/ with five sentences of one voice to learn, two for dev, the others for test; speaker/ untrained."""
     folder = tmp_path_factory.mktemp("overfit")
     texts = [row["text"] for row in read_metadata(CLIPS)]
     held_out = {"dev_texts": texts[SENTENCES : SENTENCES + 2], "test_texts": texts[SENTENCES + 2 :]}
@@ -77,7 +77,7 @@ def train(folder: Path, recipe: str, steps: int, rate: str, *overrides: str, nam
         f'data.folders=["{folder}/annotated"]',
         "data.weights={clips: 1.0}",
         "data.seconds_per_batch=18",
-        "data.max_rows=8",
+        f"data.max_rows={SENTENCES}",
         "rate_jitter=0",
         f"arguments.max_steps={steps}",
         f"arguments.learning_rate={rate}",
@@ -98,17 +98,17 @@ def train(folder: Path, recipe: str, steps: int, rate: str, *overrides: str, nam
 @pytest.fixture(scope="module")
 def joint(folder) -> Stage:
     initial = [f"init_modules={{speaker: {folder}/speaker}}", "learning_rates.encoder=3e-3", "ramp_steps.lm=50"]
-    return train(folder, "small_joint", 320, "3e-3", *initial, *SIZES)
+    return train(folder, "small_joint", 240, "3e-3", *initial, *SIZES)
 
 
 @pytest.fixture(scope="module")
 def refined_lm(folder, joint) -> Stage:
-    return train(folder, "small_refine_lm", 250, "4e-3", f"init={folder}/small_joint", "text_dropout=0")
+    return train(folder, "small_refine_lm", 160, "4e-3", f"init={folder}/small_joint", "text_dropout=0")
 
 
 @pytest.fixture(scope="module")
 def refined_decoder(folder, joint) -> Stage:
-    return train(folder, "small_refine_decoder", 200, "3e-3", f"init={folder}/small_joint")
+    return train(folder, "small_refine_decoder", 130, "3e-3", f"init={folder}/small_joint")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 They are forked from a server that has imported the package once, so that a process costs no time to begin.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,8 @@ def train(*arguments: str) -> None:
 
     from e2e_tts.trainers import train
 
+    # As in conftest.py: the trainer's collections of garbage need not look through what is imported.
+    gc.freeze()
     torch.set_num_threads(1)
     train.main(list(arguments))
 

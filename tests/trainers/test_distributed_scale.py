@@ -65,9 +65,9 @@ def test_every_stage_of_the_paper_takes_a_step(stages):
 
 
 def two_steps(name: str, stages: Path, **arguments: object) -> dict:
-    """The recipe of a stage; "draws" is stage 3 on the LM's own draws beside its other losses."""
-    values = narrowed_recipe("end_to_end" if name == "draws" else name, stages, **TWO_STEPS, **arguments)
-    if name == "draws":
+    """The recipe of a stage; stage 3 on the LM's own draws, which are compared, beside its other losses."""
+    values = narrowed_recipe(name, stages, **TWO_STEPS, **arguments)
+    if name == "end_to_end":
         values["own_history"] = {"draws": 2, "text_guidance": 1.5}
         values["predicted_losses"] |= {"policy": 1.0}
     return values
@@ -77,7 +77,7 @@ def two_steps(name: str, stages: Path, **arguments: object) -> dict:
 def runs(stages, tmp_path_factory) -> Path:
     """Two processes, started by `accelerate launch` with the shipped FSDP configuration: see the plan."""
     root = tmp_path_factory.mktemp("runs")
-    joint, last, draws = (two_steps(name, stages) for name in ("joint", "end_to_end", "draws"))
+    joint, last = (two_steps(name, stages) for name in ("joint", "end_to_end"))
     stopped = root / "resumed" / "checkpoint-1"
     plan = [
         {"recipe": joint, "output": str(root / "ddp"), "sharded": False},
@@ -86,8 +86,6 @@ def runs(stages, tmp_path_factory) -> Path:
         {"recipe": joint, "output": str(root / "half"), "sharded": True, "precision": "bf16"},
         {"recipe": last, "output": str(root / "ddp_end_to_end"), "sharded": False},
         {"recipe": last, "output": str(root / "fsdp_end_to_end"), "sharded": True},
-        {"recipe": draws, "output": str(root / "ddp_draws"), "sharded": False},
-        {"recipe": draws, "output": str(root / "fsdp_draws"), "sharded": True},
     ]
     stopped.parent.mkdir()
     stopped.symlink_to(root / "fsdp" / "checkpoint-1")
@@ -111,12 +109,7 @@ def result(runs: Path, name: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "stage, names",
-    [
-        ("joint", ("ddp", "fsdp")),
-        ("end_to_end", ("ddp_end_to_end", "fsdp_end_to_end")),
-        ("draws", ("ddp_draws", "fsdp_draws")),
-    ],
+    "stage, names", [("joint", ("ddp", "fsdp")), ("end_to_end", ("ddp_end_to_end", "fsdp_end_to_end"))]
 )
 def test_two_processes_do_the_work_of_one(stage, names, stages, runs, tmp_path):
     values = two_steps(stage, stages, gradient_accumulation_steps=2)
