@@ -4,11 +4,12 @@ import importlib
 import os
 import sys
 import warnings
-from argparse import ArgumentParser as Parser
 from argparse import BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from e2e_tts.trainers.command_line import CommandParser
 
 from . import commands
 from .audio_writer import FORMATS
@@ -92,6 +93,7 @@ class ModuleCommand:
     settings: dict[str, str] = field(default_factory=dict)
 
 
+ITS_OWN = "(default: the checkpoint's)"
 MODULE_COMMANDS = {
     "prepare": ModuleCommand("e2e_tts.trainers.data.prepare", "turn speech corpora into a data set for training"),
     "doctor": ModuleCommand("e2e_tts.trainers.doctor", "examine a recipe before its run"),
@@ -102,8 +104,8 @@ MODULE_COMMANDS = {
 }
 
 
-def build_parser() -> Parser:
-    parser = Parser(
+def build_parser() -> CommandParser:
+    parser = CommandParser(
         prog="e2e-tts",
         description="Text to speech on your own machine.",
         epilog=OVERVIEW,
@@ -111,7 +113,9 @@ def build_parser() -> Parser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[Namespace], int | None], summary: str, description: str, epilog: str) -> Parser:
+    def add(
+        name: str, run: Callable[[Namespace], int | None], summary: str, description: str, epilog: str
+    ) -> CommandParser:
         command = subparsers.add_parser(
             name,
             help=summary,
@@ -168,7 +172,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def _add_speak(command: Parser) -> None:
+def _add_speak(command: CommandParser) -> None:
     command.add_argument("text", nargs="?", help="what to say; - reads standard input")
     _add_output(command, default="speech.wav")
     command.add_argument(
@@ -186,11 +190,19 @@ def _add_speak(command: Parser) -> None:
     )
     command.add_argument("--list-styles", action="store_true", help="print the styles that the checkpoint has")
     _add_decoder(command)
-    command.add_argument("--temperature", type=float, help="0 always takes the likeliest token; below 1 is calmer")
-    command.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
-    command.add_argument("--top-p", type=float, help="sample among the likeliest tokens of this total probability")
+    command.add_argument(
+        "--temperature",
+        type=float,
+        help=f"below 1 is calmer, 0 always takes the likeliest token {ITS_OWN}",
+    )
+    command.add_argument("--top-k", type=int, help=f"sample among the k likeliest tokens {ITS_OWN}")
+    command.add_argument(
+        "--top-p",
+        type=float,
+        help=f"sample among the likeliest tokens of this total probability {ITS_OWN}",
+    )
     _add_watermark(command, "speech in the voice of a recording")
-    command.add_argument("--text-guidance", type=float, help="above 1 keeps closer to the text; 1 is off")
+    command.add_argument("--text-guidance", type=float, help=f"above 1 keeps closer to the text; 1 is off {ITS_OWN}")
     command.add_argument(
         "--candidates",
         type=int,
@@ -200,7 +212,7 @@ def _add_speak(command: Parser) -> None:
     )
 
 
-def _add_clone(command: Parser) -> None:
+def _add_clone(command: CommandParser) -> None:
     command.add_argument("recording", help="3 to 10 seconds of clear speech, say; - reads an audio file from stdin")
     command.add_argument("-o", "--output", required=True, help="the voice, a .safetensors file")
     text = command.add_mutually_exclusive_group()
@@ -213,7 +225,7 @@ def _add_clone(command: Parser) -> None:
     _add_model(command)
 
 
-def _add_convert(command: Parser) -> None:
+def _add_convert(command: CommandParser) -> None:
     command.add_argument("recordings", nargs="+", metavar="FILE", help="recordings; - reads one from standard input")
     _add_output(command)
     _add_model(command)
@@ -222,7 +234,7 @@ def _add_convert(command: Parser) -> None:
     _add_watermark(command, "all")
 
 
-def _add_tokenize(command: Parser) -> None:
+def _add_tokenize(command: CommandParser) -> None:
     command.add_argument("recordings", nargs="+", metavar="FILE", help="recordings; - reads one from standard input")
     command.add_argument(
         "-o",
@@ -236,7 +248,7 @@ def _add_tokenize(command: Parser) -> None:
     _add_model(command)
 
 
-def _add_detokenize(command: Parser) -> None:
+def _add_detokenize(command: CommandParser) -> None:
     command.add_argument(
         "recordings", nargs="+", metavar="FILE", help="what tokenize wrote; - reads a line of JSON from standard input"
     )
@@ -247,12 +259,12 @@ def _add_detokenize(command: Parser) -> None:
     _add_watermark(command, "all")
 
 
-def _add_detect(command: Parser) -> None:
+def _add_detect(command: CommandParser) -> None:
     command.add_argument("recordings", nargs="+", metavar="FILE", help="recordings; - reads one from standard input")
     command.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
-def _add_serve(command: Parser) -> None:
+def _add_serve(command: CommandParser) -> None:
     command.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 for all (default: %(default)s)")
     command.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     command.add_argument("--voices", metavar="DIR", help="folder of voice files: NAME.safetensors is offered as NAME")
@@ -269,7 +281,7 @@ def _add_serve(command: Parser) -> None:
     _add_watermark(command, "speech in voices of --voices")
 
 
-def _add_output(command: Parser, default: str | None = None) -> None:
+def _add_output(command: CommandParser, default: str | None = None) -> None:
     suffixes = ", ".join(f".{name}" for name in FORMATS)
     kinds = f"{suffixes} file, {'a folder, ' if default is None else ''}or - for standard output"
     command.add_argument(
@@ -286,7 +298,7 @@ def _add_output(command: Parser, default: str | None = None) -> None:
     )
 
 
-def _add_model(command: Parser) -> None:
+def _add_model(command: CommandParser) -> None:
     command.add_argument(
         "--model", metavar="DIR", help=f"checkpoint (default: the shipped {commands.DEFAULT_MODEL.as_posix()})"
     )
@@ -294,14 +306,14 @@ def _add_model(command: Parser) -> None:
     command.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
 
 
-def _add_voice(command: Parser) -> None:
+def _add_voice(command: CommandParser) -> None:
     command.add_argument(
         "--voice", metavar="NAME", help="built-in voice, or a file of e2e-tts clone (default: the first one listed)"
     )
     command.add_argument("--reference", metavar="FILE", help="recording whose voice is taken instead, 3 to 10 s say")
 
 
-def _add_watermark(command: Parser, default: str) -> None:
+def _add_watermark(command: CommandParser, default: str) -> None:
     command.add_argument(
         "--watermark",
         action=BooleanOptionalAction,
@@ -309,15 +321,17 @@ def _add_watermark(command: Parser, default: str) -> None:
     )
 
 
-def _add_decoder(command: Parser) -> None:
+def _add_decoder(command: CommandParser) -> None:
     command.add_argument("--seed", type=int, help="repeatable result")
     command.add_argument(
-        "--steps", dest="num_steps", metavar="N", type=int, help="solver steps of the decoder; more is slower and finer"
+        "--steps",
+        dest="num_steps",
+        metavar="N",
+        type=int,
+        help="solver steps of the decoder, 6 by default",
     )
-    command.add_argument("--guidance", type=float, help="guidance of the decoder; 0 is off and twice as fast")
-    command.add_argument(
-        "--decoder-temperature", type=float, help="below 1 the sound is calmer; by default as the checkpoint says"
-    )
+    command.add_argument("--guidance", type=float, help="guidance of the decoder, 0.7 by default; 0 is off and faster")
+    command.add_argument("--decoder-temperature", type=float, help=f"below 1 the sound is calmer {ITS_OWN}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
 from e2e_tts.modeling import E2ETTSModel, TextToSpeechFeatureExtractor, TextToSpeechProcessor
 from e2e_tts.trainers.built_in_voices import mean_voice
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data import text_tokens
 from e2e_tts.trainers.data.text_tokens import PHONEMES, TOKENIZER_HELP
 
@@ -175,7 +176,7 @@ def parse_sampling(entries: list[str]) -> dict[str, float | int]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=__doc__.split("\n")[0].split(":")[0] + ".",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""example:

@@ -35,6 +35,7 @@ from transformers import AutoModel, set_seed
 import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 
 from .ablation_plan import AblationPlan, Cell, PlanError, Run, digest, load_plan
+from .command_line import CommandParser
 from .recipe_parts import RecipeError
 
 Command = Callable[[str, list[str]], None]
@@ -285,7 +286,7 @@ def _is_json(path: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.trainers.ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

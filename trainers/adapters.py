@@ -6,7 +6,6 @@ An adapter folder is peft's own format and `voices.json`, the built-in voices of
 `AutoModel.from_pretrained(folder)` gives the adapted model; `load_adapted` gives it with its voices.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -19,6 +18,7 @@ from transformers import AutoModel
 from e2e_tts.modeling import E2ETTSModel
 
 from .built_in_voices import load_voices
+from .command_line import CommandParser
 from .recipe_parts import LoraRecipe, RecipeError
 from .saving import save_checkpoint
 
@@ -93,7 +93,7 @@ def save_merged(adapted: PeftModel, folder: str | Path) -> E2ETTSModel:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Merges a LoRA adapter into a checkpoint that stands alone.")
+    parser = CommandParser(description="Merges a LoRA adapter into a checkpoint that stands alone.")
     parser.add_argument("--adapter", required=True, help="folder of a fine-tuning run's final/ or checkpoint-N/")
     parser.add_argument("--output", required=True, help="folder to write the merged checkpoint to")
     parser.add_argument("--base", help="the checkpoint that was adapted, if it is no longer where it was")

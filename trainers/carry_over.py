@@ -17,6 +17,8 @@ from transformers import AutoModel, PreTrainedModel
 
 import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 
+from .command_line import CommandParser
+
 
 @torch.no_grad()
 def carry_over(
@@ -48,7 +50,7 @@ def load_module(folder: str) -> PreTrainedModel:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--module", required=True, help="folder of the module that gets it, e.g. runs/refine_lm/final/lm"
     )

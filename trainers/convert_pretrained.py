@@ -37,6 +37,7 @@ from e2e_tts.modeling import (
     SpeechLMConfig,
 )
 
+from .command_line import CommandParser
 from .recipe import RecipeError, VocoderRecipe, add_override_option, load_recipe
 
 CONFORMER_FIELDS = (
@@ -160,7 +161,7 @@ def convert(config: E2ETTSConfig, output: Path, ctc: str | None = None, lm: str 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="paper_joint", help="its model says what is wanted (default: %(default)s)")
     parser.add_argument("--ctc", help="a ParakeetForCTC, by folder or Hub name")
     parser.add_argument("--lm", help="a Qwen3, by folder or Hub name")

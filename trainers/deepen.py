@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from e2e_tts.modeling import E2ETTSModel
 
+from .command_line import CommandParser
 from .saving import save_checkpoint
 
 CONFORMER_OUTPUTS = ("feed_forward1.linear2", "self_attn.o_proj", "conv.pointwise_conv2", "feed_forward2.linear2")
@@ -74,7 +75,7 @@ def layer_count(text: str) -> tuple[str, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a composite")
     parser.add_argument("--layers", nargs="+", type=layer_count, required=True, metavar="MODULE=NUMBER")
     parser.add_argument("--output", required=True, type=Path, help="folder of the deeper composite")

@@ -5,7 +5,6 @@ python -m e2e_tts.trainers.doctor --recipe small_joint
 Ends with exit code 1 if the run would fail. Nothing is written but to a temporary folder.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import statistics
@@ -27,6 +26,7 @@ from e2e_tts.modeling import E2ETTSConfig, E2ETTSModel
 from e2e_tts.modeling.audio_features import MelSpec
 
 from .built_in_voices import rows_of_voices
+from .command_line import CommandParser
 from .data.speech_data import Collator, MixtureBatches, check_annotated, check_rate, load_prepared, rows_of_all_sources
 from .data.style_labels import check_labels, labelled_rows
 from .learning import choose_what_learns
@@ -278,9 +278,7 @@ def examine(recipe: Recipe | VocoderRecipe, steps: int, report: Report) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], epilog="Ends with exit code 1 if the run would fail."
-    )
+    parser = CommandParser(description=__doc__.split("\n")[0], epilog="Ends with exit code 1 if the run would fail.")
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
     add_override_option(parser, "as for e2e_tts.trainers.train")
     parser.add_argument("--steps", type=int, default=10, help="steps to run; 0 for none")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from e2e_tts.modeling import E2ETTSModel
 
+from .command_line import CommandParser
 from .doctor import meta_model
 from .recipe import Recipe, RecipeError, VocoderRecipe, add_override_option, load_recipe
 from .step_cost import StepCost, measure_step
@@ -169,7 +170,7 @@ def report(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
     add_override_option(parser, "overrides of the recipe")
     parser.add_argument("--model", help="recipe whose model is meant, while the folders of init are not there yet")

@@ -1,11 +1,12 @@
 """Plots the named losses and token statistics of runs: `python -m e2e_tts.trainers.plot_run --help`."""
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from .command_line import CommandParser
 
 PANELS = {
     "L_LM, nats a token": ("loss_lm",),
@@ -54,7 +55,7 @@ def names_of(folders: Sequence[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser = CommandParser(description=__doc__.split(":")[0])
     parser.add_argument("runs", nargs="+", help="folders of runs, drawn one after the other, e.g. stages 1, 2 and 3")
     parser.add_argument("--output", required=True, help="the PNG to write")
     options = parser.parse_args(arguments)

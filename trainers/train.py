@@ -5,7 +5,6 @@ accelerate launch -m e2e_tts.trainers.train --recipe small_joint --output_dir DI
 A run that was stopped, at any moment, goes on from its last whole checkpoint when the same command is given again.
 """
 
-import argparse
 import contextlib
 import os
 import sys
@@ -20,6 +19,7 @@ from transformers.utils import logging
 from e2e_tts.modeling import E2ETTSModel, VocoderConfig, VocoderModel
 
 from .built_in_voices import add_voices
+from .command_line import CommandParser
 from .data.provenance import check_provenance, foreign_voices
 from .data.speech_data import Collator, SpeechDataset, check_annotated, check_rate, load_prepared
 from .data.style_labels import check_labels
@@ -221,7 +221,7 @@ def build_trainer(recipe: Recipe, output_dir: str, max_steps: int | None = None)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", required=True, help="a YAML file, or the name of a shipped recipe")
     parser.add_argument("--output_dir", required=True, help="folder of the run; the final model goes to its final/")
     parser.add_argument("--max_steps", type=int, help="replaces arguments.max_steps")

@@ -20,6 +20,7 @@ from e2e_tts.modeling.audio_features import MelSpec, MelSpectrogram
 from e2e_tts.modeling.configuration_e2e_tts import SpeakerEncoderConfig
 from e2e_tts.modeling.modeling_speaker import SpeakerEncoderModel
 
+from .command_line import CommandParser
 from .data.columns import positions_by_number
 from .data.speech_data import SpeechDataset, load_prepared, speaker_numbers
 from .data.vocoder_data import check_rates, read_audio
@@ -148,7 +149,7 @@ def check_settings(settings: dict[str, Any], output_dir: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = CommandParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", nargs="+", required=True, help="folders written by e2e_tts.trainers.data.prepare")
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--recipe", help="stage 1's, whose model says what the network reads and how large it is")

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e_tts.trainers.command_line import CommandParser
+
 from .markdown import markdown_table
 from .paired_bootstrap import Interval, Measurements, holm, interval, paired_difference
 
@@ -170,7 +172,7 @@ def to_markdown(rows: Sequence[TableRow], cells: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.ablation_table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

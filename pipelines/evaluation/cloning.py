@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data.corpora import CorpusOptions, open_corpora
 from e2e_tts.trainers.data.corpus_files import read_sentences
 from e2e_tts.trainers.data.row_checks import RawRow
@@ -365,7 +366,7 @@ def _load(model: str, device: str, settings: SynthesisSettings) -> Speaker:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.cloning",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

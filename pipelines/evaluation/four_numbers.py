@@ -19,6 +19,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoProcessor
 
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data.devices import add_device_option
 
 from .held_out import Voices, composite_version, load_composite, select_rows
@@ -50,7 +51,7 @@ def write_test_list(rows: Dataset, folder: Path, conditions: Sequence[str]) -> N
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.four_numbers",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

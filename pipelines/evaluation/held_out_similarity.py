@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
+from e2e_tts.trainers.command_line import CommandParser
+
 from .audio_files import read_recording
 from .figures import ratio_figure
 from .held_out import select_rows, speakers_of
@@ -125,7 +127,7 @@ def score_similarity(rows: Dataset, audio: Path, judge: SpeakerJudge, vectors: S
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.held_out_similarity",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

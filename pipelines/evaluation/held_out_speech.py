@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel, SpeechGenerationError
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data.devices import add_device_option
 from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
 
@@ -161,7 +162,7 @@ def rendering_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.held_out_speech",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -21,6 +21,8 @@ import soundfile
 import soxr
 from jinja2 import Environment, PackageLoader
 
+from e2e_tts.trainers.command_line import CommandParser
+
 from .audio_files import find_recording, read_recording
 from .results_folder import read_records, write_text
 from .scoring import read_texts
@@ -101,7 +103,7 @@ def listening_page(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.listening_page",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

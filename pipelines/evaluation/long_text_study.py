@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from e2e_tts.pipelines import load_pipeline
 from e2e_tts.pipelines.long_text import speak_parts, split_text
+from e2e_tts.trainers.command_line import CommandParser
 
 from .audio_files import list_recordings, read_recording, write_speech
 from .failures import FAILURES, SILENCE, FailureLimits
@@ -190,7 +191,7 @@ def run_study(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.long_text_study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

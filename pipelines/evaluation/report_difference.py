@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2e_tts.trainers.command_line import CommandParser
+
 from .failures import ERROR, SILENCE
 from .judging import CONDITIONS, SPEECH
 from .paired_bootstrap import Interval, Measurements, interval, paired_difference
@@ -215,7 +217,7 @@ def compare(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.report_difference",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

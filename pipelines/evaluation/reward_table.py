@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data.columns import all_vectors
 from e2e_tts.trainers.data.devices import add_device_option
 from e2e_tts.trainers.data.speech_data import Collator, SpeechDataset
@@ -294,7 +295,7 @@ def make_table(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.reward_table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

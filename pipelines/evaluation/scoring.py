@@ -19,6 +19,8 @@ from typing import Any
 import jiwer
 import numpy as np
 
+from e2e_tts.trainers.command_line import CommandParser
+
 from .audio_files import AUDIO_SUFFIXES, find_recording, read_recording
 from .failures import ERROR, FAILURES, SILENCE, FailureLimits
 from .figures import ratio_figure
@@ -289,7 +291,7 @@ def score_folder(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; see the head of this file."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.scoring",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

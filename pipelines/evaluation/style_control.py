@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from e2e_tts.modeling import SpeechGenerationError
 from e2e_tts.modeling.modeling_flow_decoder import SOLVER_STEPS
 from e2e_tts.modeling.styles import RATE, RATE_SPEEDS
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data.devices import add_device_option
 from e2e_tts.trainers.data.speech_data import SpeechDataset
 from e2e_tts.trainers.data.style_labels import MEASURED
@@ -120,7 +121,7 @@ def to_markdown(figures: Mapping[str, StyleFigures], sentences: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.style_control",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -31,6 +31,7 @@ from transformers import AutoModel
 
 import e2e_tts.modeling  # noqa: F401 - makes the models known to AutoModel
 from e2e_tts.modeling.modeling_speech_encoder import SpeechEncoderModel
+from e2e_tts.trainers.command_line import CommandParser
 from e2e_tts.trainers.data.devices import add_device_option, on_device
 from e2e_tts.trainers.data.vocoder_data import read_audio
 
@@ -323,7 +324,7 @@ def tokenize(encoder: SpeechEncoderModel, rows: Dataset, batch_size: int = 8) ->
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.token_statistics",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -19,6 +19,8 @@ import numpy as np
 import soxr
 from tqdm.auto import tqdm
 
+from e2e_tts.trainers.command_line import CommandParser
+
 from ..audio_writer import FORMATS, encode, writable_formats
 from ..watermark import THRESHOLD, Watermark, load_watermark
 from .audio_files import list_recordings, read_recording
@@ -117,7 +119,7 @@ def read_clips(folder: Path, limit: int | None) -> list[np.ndarray]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m e2e_tts.pipelines.evaluation.watermark_study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,5 +1,6 @@
 """The command line: with the shipped checkpoint where speech counts, with a tiny one where mistakes do."""
 
+import inspect
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 from huggingface_hub import constants
 
+from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.pipelines import cli, commands, load_pipeline
 from e2e_tts.pipelines import release as releasing
 
@@ -356,6 +358,25 @@ def test_help_teaches(command, capsys):
             words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', example)]
             if words[0] not in cli.MODULE_COMMANDS:
                 parser.parse_args(words)
+
+
+def test_help_names_the_defaults_that_hold(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["speak", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    defaults = inspect.signature(E2ETTSModel.generate).parameters
+    for option in ("num_steps", "guidance"):
+        assert f"of the decoder, {defaults[option].default} by default" in text
+
+
+def test_options_are_taken_with_hyphens_and_with_underscores(tmp_path, capsys):
+    for argument in ("--text-guidance=2", "--text_guidance=2"):
+        options = cli.build_parser().parse_args(["speak", "a", argument, "--reference-text", "b_c--d_e"])
+        assert options.text_guidance == 2.0 and options.reference_text == "b_c--d_e"
+    for option in ("--split-file", "--split_file"):
+        with pytest.raises(SystemExit):
+            cli.main(["prepare", "--source", "a", "--output", str(tmp_path / "b"), option, "nowhere.json"])
+        assert capsys.readouterr().err == "[Errno 2] No such file or directory: 'nowhere.json'\n"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, disab
 
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 
+from ..command_line import CommandParser
 from .part_store import Pace, PartStore
 from .provenance import ANNOTATION, KEY, SPEAKER_ENCODER, TEXT_TOKENIZER, tokenizer_fingerprint, weights_fingerprint
 from .speech_data import load_folder
@@ -134,7 +135,7 @@ def annotate(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.data.prepare")
     parser.add_argument(
         "--speaker_encoder",

@@ -15,6 +15,8 @@ from pathlib import Path
 from e2e_tts.trainers.data.corpus_files import read_metadata
 from e2e_tts.trainers.data.splits import Splits, normalise_text
 
+from ..command_line import CommandParser
+
 
 def parse_request(value: str) -> tuple[Path, int, int]:
     """FOLDER:n_test:n_dev -> its three parts. Raises ArgumentTypeError."""
@@ -91,7 +93,7 @@ def write_sentences(path: Path | None, texts: list[str]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     request = {"nargs": "+", "type": parse_request, "default": [], "metavar": "FOLDER:N_TEST:N_DEV"}
     parser.add_argument("--by-sentence", **request, help="hold out unique sentences")
     parser.add_argument("--by-speaker", **request, help="hold out whole speakers")

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 
+from ..command_line import CommandParser
 from .corpora import ALIASES, FORMATS, Corpus, CorpusOptions, open_corpora
 from .part_store import Pace, PartStore
 from .prepare_report import markdown, refused_csv, summarise, totals
@@ -196,7 +197,7 @@ def column(value: str) -> tuple[str, str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", nargs="+", required=True, help="folders, files, patterns or names on the Hub")
     parser.add_argument("--output", type=Path, required=True, help="folder for the dataset")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output, or begin anew")

@@ -37,6 +37,7 @@ from e2e_tts.modeling import E2ETTSModel
 from e2e_tts.modeling.processing_e2e_tts import TextToSpeechProcessor
 from e2e_tts.modeling.reranking import generate_best
 
+from ..command_line import CommandParser
 from .corpus_files import read_sentences
 from .devices import add_device_option, on_device
 from .part_store import Pace, PartStore
@@ -303,7 +304,7 @@ def speak_all(sentences: Sequence[str], speaker: SelfSpeaker, output: Path, sett
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a released checkpoint with built-in voices")
     parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
     parser.add_argument("--voices", nargs="+", help="built-in voices that draw; by default all")

@@ -19,6 +19,7 @@ from pathlib import Path
 import soxr
 from datasets import Dataset, disable_progress_bars, load_from_disk
 
+from ..command_line import CommandParser
 from .part_store import Pace, PartStore
 from .prepare import FEATURES
 from .speech_data import load_folder
@@ -75,7 +76,7 @@ def copy_rows(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.data.prepare")
     parser.add_argument("--sources", nargs="*", default=[], metavar="NAME", help="of the data set; by default all")
     parser.add_argument("--speeds", nargs="+", type=float, default=SPEEDS, help="1 is as it is; default %(default)s")

@@ -24,6 +24,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets, disable_pro
 
 from e2e_tts.modeling.styles import Levels
 
+from ..command_line import CommandParser
 from .columns import positions_by_number
 from .part_store import Pace, PartStore
 from .provenance import carried
@@ -143,7 +144,7 @@ def check_labels(rows: Dataset, styles: Mapping[str, Levels]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder written by e2e_tts.trainers.data.annotate")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--min_clips", type=int, default=MIN_CLIPS, help="least clips of a speaker that is labelled")

@@ -23,6 +23,8 @@ import soundfile
 from e2e_tts.trainers.data.corpus_files import COLUMNS, read_metadata, read_sentences
 from e2e_tts.trainers.data.teachers import SAMPLING_RATE, Flite, Kokoro, Teacher
 
+from ..command_line import CommandParser
+
 logger = logging.getLogger(__name__)
 
 FLITE_VOICES = ["slt", "rms", "awb"]
@@ -124,7 +126,7 @@ def generate(teacher: Teacher, jobs: list[tuple[str, str, str]], output: Path) -
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sentences", type=Path, required=True, help="text file, one sentence a line")
     parser.add_argument(
         "--voices",

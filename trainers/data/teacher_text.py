@@ -23,6 +23,8 @@ from pathlib import Path
 from e2e_tts.trainers.data.mandarin_text import is_plain_sentence, plain_sentences, sentences_of_chinese_file
 from e2e_tts.trainers.data.splits import Splits, normalise_text
 
+from ..command_line import CommandParser
+
 logger = logging.getLogger(__name__)
 
 ALLOWED = re.compile(r"[A-Z][A-Za-z]*(?:['-][A-Za-z]+)*(?:[,;]? [A-Za-z]+(?:['-][A-Za-z]+)*)*[.?!]")
@@ -175,7 +177,7 @@ class Collection:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="*", type=Path, default=[], help="plain text files, or folders of them")
     parser.add_argument("--prepared", nargs="*", type=Path, default=[], help="datasets written by prepare")
     parser.add_argument("--bible", type=int, default=0, metavar="N", help="at most N clauses of the King James Bible")
