@@ -175,6 +175,17 @@ def parse_sampling(entries: list[str]) -> dict[str, float | int]:
     return sampling
 
 
+def speaking_rate(option: str, value: str | float) -> float:
+    """Speech tokens a text token. Raises ValueError for what is no number above 0."""
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not 0.0 < rate < math.inf:
+        raise ValueError(f"{option} is a rate above 0, got {value!r}.")
+    return rate
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(
         description=__doc__.split("\n")[0].split(":")[0] + ".",
@@ -219,6 +230,14 @@ def main(arguments: list[str] | None = None) -> None:
         help="how many times the checkpoint draws a text by default, for the reward model to keep the best",
     )
     parser.add_argument(
+        "--voice-rate",
+        nargs="+",
+        default=[],
+        metavar="NAME=R",
+        help="speech tokens a text token of a built-in voice, by default its recordings' mean; an LM that by itself is "
+        "faster than this says words twice",
+    )
+    parser.add_argument(
         "--clone-rate",
         type=float,
         metavar="R",
@@ -249,10 +268,13 @@ def main(arguments: list[str] | None = None) -> None:
             if options.candidates > 1 and model.reward.ctc_head is None:
                 raise ValueError("--candidates needs a reward model with a CTC head, which this one lacks.")
             model.config.candidates = options.candidates
+        for entry in options.voice_rate:
+            name, _, rate = entry.partition("=")
+            if name not in model.config.voices:
+                raise ValueError(f"--voice-rate takes {', '.join(model.config.voices)}, got {entry!r}.")
+            model.config.voices[name] = speaking_rate("--voice-rate", rate)
         if options.clone_rate is not None:
-            if not 0.0 < options.clone_rate < math.inf:
-                raise ValueError(f"--clone-rate is a rate above 0, got {options.clone_rate}.")
-            model.config.default_tokens_per_symbol = options.clone_rate
+            model.config.default_tokens_per_symbol = speaking_rate("--clone-rate", options.clone_rate)
         processor = load_processor(options.model, model, options.tokenizer)
         save_release(model, processor, options.output, getattr(torch, options.dtype))
     except (ValueError, OSError) as error:

@@ -64,6 +64,21 @@ def test_clones_speak_at_the_rate_that_the_release_says(tiny_model, tmp_path):
             main([*arguments, rate])
 
 
+def test_voices_speak_at_the_rate_that_the_release_says(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "trained")
+    arguments = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--voice-rate"]
+    main([*arguments, "ben=1.5"])
+    model = AutoModel.from_pretrained(tmp_path / "release")
+    assert model.config.voices == {"anna": 2.0, "ben": 1.5}
+    for entry, message in (
+        ("eve=1.5", "takes anna, ben, got 'eve=1.5'"),
+        ("ben", "above 0, got ''"),
+        ("ben=-1", "got '-1'"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main([*arguments, entry])
+
+
 def test_the_decoder_s_temperature_is_released(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path / "trained")
     arguments = ["--model", str(tmp_path / "trained"), "--output", str(tmp_path / "release"), "--decoder-temperature"]
